@@ -1,0 +1,20 @@
+# magnetar_library(NAME SOURCES... LINK libs...): one room of the house.
+function(magnetar_library name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;LINK" ${ARGN})
+  add_library(${name} STATIC ${ARG_SOURCES})
+  target_include_directories(${name} PUBLIC ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR})
+  target_link_libraries(${name} PUBLIC magnetar_flags ${ARG_LINK})
+endfunction()
+
+# magnetar_test(NAME [FULL_PROTOBUF] SOURCES... LINK libs...): a GoogleTest program, run without
+# root or VM. FULL_PROTOBUF: it links gRPC.
+function(magnetar_test name)
+  if(NOT BUILD_TESTING)
+    return()
+  endif()
+  cmake_parse_arguments(ARG "FULL_PROTOBUF" "" "SOURCES;LINK" ${ARGN})
+  add_executable(${name} ${ARG_SOURCES})
+  set_target_properties(${name} PROPERTIES MAGNETAR_FULL_PROTOBUF "${ARG_FULL_PROTOBUF}")
+  target_link_libraries(${name} PRIVATE ${ARG_LINK} GTest::gmock GTest::gtest_main)
+  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60 PROPERTIES TIMEOUT 120)
+endfunction()

@@ -1,0 +1,29 @@
+# Compiler flags that every target shares.
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+if(NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE Release)
+endif()
+# Release is for machines that run pods by the dozen: small code over unrolled loops.
+set(CMAKE_CXX_FLAGS_RELEASE "-Os -DNDEBUG")
+
+find_program(CCACHE ccache)
+if(CCACHE)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CCACHE})
+endif()
+
+add_library(magnetar_flags INTERFACE)
+target_compile_options(magnetar_flags INTERFACE -Wall -Wextra -Werror -ffunction-sections -fdata-sections
+  -fstack-protector-strong -D_GNU_SOURCE)
+target_link_options(magnetar_flags INTERFACE -Wl,--gc-sections -Wl,-z,relro,-z,now)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  # GCC 12 reports these in abseil's and Boost's inlined code.
+  target_compile_options(magnetar_flags INTERFACE -Wno-maybe-uninitialized -Wno-restrict -Wno-mismatched-new-delete)
+endif()
+if(MAGNETAR_SANITIZE)
+  target_compile_options(magnetar_flags INTERFACE -fsanitize=${MAGNETAR_SANITIZE} -fno-omit-frame-pointer)
+  target_link_options(magnetar_flags INTERFACE -fsanitize=${MAGNETAR_SANITIZE})
+endif()

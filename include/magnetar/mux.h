@@ -1,0 +1,55 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "magnetar/co.h"
+#include "magnetar/unique_fd.h"
+
+// Many byte streams over one, for guests whose only channel is a virtio-serial
+// port: HTTP/2 by libnghttp2, one CONNECT request per stream with `:authority`
+// "guest:<port>". Each stream ends in a socketpair, so that whatever speaks to a
+// vsock connection speaks to it unchanged, half-closes included. Flow control is
+// HTTP/2's: a stream whose reader stalls costs its window and stalls alone.
+//
+// Threads: everything on the executor of the coroutine that called Run().
+namespace magnetar::mux {
+
+struct Limits {
+  uint32_t stream_window_bytes = 256 << 10;
+  uint32_t connection_window_bytes = 4 << 20;
+  uint32_t max_streams = 1024;
+};
+
+// The host's side: opens streams. It sends only once the guest has spoken, so
+// that nothing is lost in a port that no one has opened yet.
+class Host {
+ public:
+  virtual ~Host() = default;
+  static std::shared_ptr<Host> Create(UniqueFd channel, Limits limits = {});
+  // Runs until the channel ends or breaks.
+  virtual Co<absl::Status> Run() = 0;
+  // Completes when the guest's first SETTINGS frame is in: its "ready" knock.
+  // UNAVAILABLE if the channel ends before.
+  virtual Co<absl::Status> Ready() = 0;
+  // The near end of a new stream to `port`, once the guest accepted it. UNAVAILABLE: the guest
+  // refused (nothing listens there) or the channel is gone.
+  virtual Co<absl::StatusOr<UniqueFd>> Connect(uint32_t port) = 0;
+  virtual void Close() = 0;
+};
+
+// The guest's side: accepts streams. `accept` is given the port and the near end,
+// and says whether something listens there.
+class Guest {
+ public:
+  virtual ~Guest() = default;
+  using Accept = std::function<absl::Status(uint32_t port, UniqueFd stream)>;
+  static std::shared_ptr<Guest> Create(UniqueFd channel, Accept accept, Limits limits = {});
+  virtual Co<absl::Status> Run() = 0;
+};
+
+}  // namespace magnetar::mux

@@ -1,0 +1,21 @@
+#pragma once
+
+#include <cstdint>
+
+namespace magnetar {
+
+// Ports on which vmm-task listens; the host dials all of them.
+inline constexpr uint32_t kTaskPort = 1024;       // containerd: Task v3 and Streaming v1
+inline constexpr uint32_t kAgentPort = 1025;      // daemon: agent.proto Agent
+inline constexpr uint32_t kForwardPort = 1026;    // supervisor: port-forward (see forward.h)
+inline constexpr uint32_t kFileSharePort = 1027;  // reserved: 9p on a stream
+inline constexpr uint32_t kHeartbeatPort = 1028;  // daemon: agent.proto Heartbeat
+
+// Name of the virtio-serial port that carries the multiplexed streams.
+inline constexpr char kMuxPortName[] = "io.magnetar.mux";
+
+// Version of agent.proto and supervisor.proto spoken by this build.
+inline constexpr uint32_t kAgentProtocol = 1;
+inline constexpr uint32_t kSupervisorProtocol = 1;
+
+}  // namespace magnetar

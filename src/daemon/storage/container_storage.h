@@ -1,0 +1,68 @@
+#pragma once
+
+#include <boost/asio/thread_pool.hpp>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "containerd/types.pb.h"
+#include "magnetar/agent.pb.h"
+#include "magnetar/co.h"
+#include "vmm/vmm.h"
+
+namespace magnetar::daemon {
+
+// One thing that was made on the host for a container, as the journal keeps it.
+// A step is written to the journal before it is done and undone in reverse order.
+struct StorageStep {
+  enum class Kind { kMount, kDisk } kind;
+  std::string container_id;
+  std::string path;    // kMount: mount point below the sandbox's shared directory
+  std::string source;  // kDisk: file or device on the host
+  std::string serial;  // kDisk
+};
+
+// A sandbox, as its storage sees it. All pointers outlive the calls.
+struct SandboxStorage {
+  std::string sandbox_id;
+  std::string directory;         // run directory of the sandbox
+  std::string shared_directory;  // what the file server exports
+  vmm::Vm* vm = nullptr;
+  asio::thread_pool* blocking = nullptr;
+  // Persists before the step is done, and after it was undone.
+  std::function<absl::Status(const StorageStep&)> journal_add;
+  std::function<absl::Status(const StorageStep&)> journal_remove;
+  std::vector<StorageStep> steps;  // what the journal holds now
+};
+
+struct ContainerRequest {
+  std::string container_id;
+  std::string spec_json;                          // as containerd has it
+  std::vector<containerd::types::Mount> rootfs;   // Snapshots.Mounts
+  std::vector<std::string> rootfs_mount_types;    // Task.Create's
+  // Files that the guest itself holds and that CRI would have bound in:
+  // hostname, hosts, resolv.conf, shm. Guest paths; empty: none.
+  std::string guest_hostname, guest_hosts, guest_resolv_conf, guest_shm;
+};
+
+// Brings a container's root filesystem and mounts to the guest.
+//
+// Errors: INVALID_ARGUMENT or FAILED_PRECONDITION names the mount ("mounts[3] /run/docker.sock:
+// sockets cannot be shared with a VM"); on any error everything is undone.
+class ContainerStorage {
+ public:
+  virtual ~ContainerStorage() = default;
+  // The rewritten spec and the storages for the guest.
+  virtual Co<absl::StatusOr<agent::v1::PreparedContainer>> Prepare(SandboxStorage& sandbox,
+                                                                   ContainerRequest request) = 0;
+  // Undoes all steps of a container; none is fine.
+  virtual Co<absl::Status> Release(SandboxStorage& sandbox, std::string container_id) = 0;
+  // Undoes all mounts below a sandbox's shared directory without a VM: blocks,
+  // and needs no journal (it reads mountinfo).
+  virtual absl::Status UnmountAll(const std::string& shared_directory) = 0;
+};
+
+}  // namespace magnetar::daemon
