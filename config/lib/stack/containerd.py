@@ -1,0 +1,118 @@
+"""A private, unforked containerd."""
+
+import pathlib
+import subprocess
+
+from . import network
+from .services import Service
+
+PAUSE_IMAGE = "magnetar.test/pause:1"
+RUNTIME_TYPE = "io.containerd.magnetar.v1"
+SCRATCH_MIB = 48
+
+CONFIG = """\
+version = 3
+root = '{data}/root'
+state = '{run}/c'
+temp = '{data}/tmp'
+oom_score = 0
+
+[grpc]
+  address = '{socket}'
+[ttrpc]
+  address = '{socket}.ttrpc'
+[debug]
+  level = '{log_level}'
+
+[proxy_plugins.vmm]
+  type = 'sandbox'
+  address = '{sandboxer}'
+
+[plugins.'io.containerd.nri.v1.nri']
+  disable = true
+[plugins.'io.containerd.internal.v1.opt']
+  path = '{data}/opt'
+[plugins.'io.containerd.snapshotter.v1.blockfile']
+  scratch_file = '{data}/scratch'
+  fs_type = 'ext4'
+  mount_options = []
+  recreate_scratch = true
+
+[plugins.'io.containerd.cri.v1.images']
+  snapshotter = 'overlayfs'
+  [plugins.'io.containerd.cri.v1.images'.pinned_images]
+    sandbox = '{pause}'
+
+[plugins.'io.containerd.cri.v1.runtime']
+  restrict_oom_score_adj = true
+  netns_mounts_under_state_dir = true
+  [plugins.'io.containerd.cri.v1.runtime'.cni]
+    {cni_bin}
+    conf_dir = '{cni_conf}'
+  [plugins.'io.containerd.cri.v1.runtime'.containerd]
+    default_runtime_name = 'runc'
+    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+      runtime_type = 'io.containerd.runc.v2'
+{runtimes}
+"""
+
+RUNTIME = """\
+    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.{name}]
+      runtime_type = '{runtime_type}'
+      sandboxer = 'vmm'
+      io_type = 'streaming'
+      privileged_without_host_devices = true
+      snapshotter = '{snapshotter}'
+      pod_annotations = ['io.magnetar.*']
+"""
+
+
+def version(program):
+    """(2, 1) of `containerd --version`."""
+    out = subprocess.run([program, "--version"], check=True, capture_output=True, text=True).stdout
+    numbers = out.split()[2].lstrip("v").split(".")
+    return int(numbers[0]), int(numbers[1])
+
+
+class Containerd:
+    """containerd from the folder `programs`, with one runtime handler per entry of `handlers`
+    (handler name -> snapshotter), which all use the sandboxer that listens on `sandboxer`."""
+
+    def __init__(self, programs, run_dir, data_dir, netns, sandboxer, shim_dir, handlers, log_level="info", mtu=1500):
+        self.run, self.data, self.netns = pathlib.Path(run_dir), pathlib.Path(data_dir), netns
+        self.programs = pathlib.Path(programs)
+        self.socket = self.run / "containerd.sock"
+        self.config = self.run / "containerd.toml"
+        self._settings = (sandboxer, handlers, log_level, mtu)
+        path = f"{self.programs}:{shim_dir}:/usr/sbin:/usr/bin:/sbin:/bin"
+        self.service = Service("containerd", [self.programs / "containerd", "-c", self.config], run_dir, netns, {"PATH": path})
+
+    def configure(self):
+        sandboxer, handlers, log_level, mtu = self._settings
+        for folder in (self.run, self.data / "root", self.data / "tmp", self.data / "opt"):
+            folder.mkdir(parents=True, exist_ok=True)
+        scratch = self.data / "scratch"
+        if not scratch.exists():
+            subprocess.run(["truncate", "-s", f"{SCRATCH_MIB}M", scratch], check=True)
+            subprocess.run(["mkfs.ext4", "-q", "-F", "-O", "^has_journal", scratch], check=True,
+                           env={"PATH": "/usr/sbin:/sbin:/usr/bin:/bin"})
+        network.write_cni(self.run / "cni", f"magnetar-{self.netns}", self.data / "leases", mtu)
+        # The list replaced the single folder in 2.1.
+        self.config.write_text(CONFIG.format(
+            run=self.run, data=self.data, socket=self.socket, log_level=log_level, sandboxer=sandboxer, pause=PAUSE_IMAGE,
+            cni_bin=f"bin_dirs = ['{network.plugin_dir()}']", cni_conf=self.run / "cni",
+            runtimes="".join(RUNTIME.format(name=name, runtime_type=RUNTIME_TYPE, snapshotter=snapshotter)
+                             for name, snapshotter in handlers.items())))
+
+    def start(self, timeout=60):
+        network.create(self.netns)
+        self.configure()
+        self.service.start().wait_socket(self.socket, timeout)
+        return self
+
+    def ctr(self, *args, check=True, timeout=120):
+        return subprocess.run([self.programs / "ctr", "-a", self.socket, "-n", "k8s.io", *args], check=check, text=True,
+                              capture_output=True, timeout=timeout)
+
+    def import_images(self, path):
+        self.ctr("images", "import", "--snapshotter", "overlayfs", str(path), timeout=600)

@@ -1,0 +1,143 @@
+"""Makes small OCI images without a registry: a tar of an OCI layout, the same bytes for the same input.
+
+images.py OUTPUT.tar NAME  writes one image of busybox under NAME.
+"""
+
+import dataclasses
+import gzip
+import hashlib
+import io
+import json
+import platform
+import subprocess
+import sys
+import tarfile
+
+BUSYBOX = "/bin/busybox"
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+PASSWD = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"
+GROUP = "root:x:0:\nnogroup:x:65534:\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One file of a layer. `link`: a symbolic link's target; a path ending in / is a folder."""
+
+    path: str
+    content: bytes = b""
+    mode: int = 0o644
+    uid: int = 0
+    gid: int = 0
+    link: str = ""
+
+
+def layer(entries):
+    """The bytes of an uncompressed layer."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for entry in entries:
+            info = tarfile.TarInfo(entry.path.rstrip("/"))
+            info.uid, info.gid, info.mode, info.mtime = entry.uid, entry.gid, entry.mode, 0
+            if entry.link:
+                info.type, info.linkname, info.mode = tarfile.SYMTYPE, entry.link, 0o777
+                tar.addfile(info)
+            elif entry.path.endswith("/"):
+                info.type = tarfile.DIRTYPE
+                tar.addfile(info)
+            else:
+                info.size = len(entry.content)
+                tar.addfile(info, io.BytesIO(entry.content))
+    return out.getvalue()
+
+
+def busybox_layer(extra=()):
+    """A root file system of busybox-static: its applets, the usual folders, users."""
+    with open(BUSYBOX, "rb") as program:
+        binary = program.read()
+    applets = subprocess.run([BUSYBOX, "--list"], check=True, capture_output=True, text=True).stdout.split()
+    folders = ["bin/", "dev/", "etc/", "home/", "proc/", "root/", "run/", "sbin/", "sys/", "usr/", "usr/bin/", "var/"]
+    entries = [Entry(folder, mode=0o755) for folder in folders]
+    entries.append(Entry("tmp/", mode=0o1777))
+    entries.append(Entry("bin/busybox", binary, 0o755))
+    entries += [Entry(f"bin/{applet}", link="busybox") for applet in sorted(applets) if applet != "busybox"]
+    entries += [Entry("etc/passwd", PASSWD.encode()), Entry("etc/group", GROUP.encode())]
+    return layer([*entries, *extra])
+
+
+@dataclasses.dataclass
+class Image:
+    name: str
+    layers: list
+    command: tuple = ("/bin/sh",)
+    entrypoint: tuple = ()
+    env: tuple = ("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",)
+    user: str = ""
+    working_dir: str = ""
+    compress: bool = False
+    volumes: tuple = ()
+
+
+def _digest(data):
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def _json(value):
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def write(path, images):
+    """Writes `images` as one OCI layout, for `ctr images import`."""
+    blobs, manifests = {}, []
+
+    def put(data, media_type):
+        blobs[_digest(data)] = data
+        return {"mediaType": media_type, "digest": _digest(data), "size": len(data)}
+
+    for image in images:
+        descriptors = []
+        for data in image.layers:
+            blob = gzip.compress(data, 6, mtime=0) if image.compress else data
+            suffix = "+gzip" if image.compress else ""
+            descriptors.append(put(blob, "application/vnd.oci.image.layer.v1.tar" + suffix))
+        settings = {"Cmd": list(image.command), "Entrypoint": list(image.entrypoint), "Env": list(image.env)}
+        if image.user:
+            settings["User"] = image.user
+        if image.working_dir:
+            settings["WorkingDir"] = image.working_dir
+        if image.volumes:
+            settings["Volumes"] = {volume: {} for volume in image.volumes}
+        config = put(_json({
+            "architecture": ARCHITECTURES.get(platform.machine(), platform.machine()), "os": "linux",
+            "created": "1970-01-01T00:00:00Z", "config": settings,
+            "rootfs": {"type": "layers", "diff_ids": [_digest(data) for data in image.layers]},
+        }), "application/vnd.oci.image.config.v1+json")
+        manifest = put(_json({
+            "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": config, "layers": descriptors,
+        }), "application/vnd.oci.image.manifest.v1+json")
+        manifests.append({**manifest, "annotations": {"io.containerd.image.name": image.name}})
+
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        def add(name, data):
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime, info.mode = len(data), 0, 0o644
+            tar.addfile(info, io.BytesIO(data))
+
+        add("oci-layout", _json({"imageLayoutVersion": "1.0.0"}))
+        add("index.json", _json({"schemaVersion": 2, "manifests": manifests}))
+        for digest in sorted(blobs):
+            add("blobs/sha256/" + digest.split(":")[1], blobs[digest])
+
+
+def busybox(name):
+    return Image(name, [busybox_layer()])
+
+
+def pause(name):
+    """A sandbox image for handlers that run one: sleeps until it is killed."""
+    return Image(name, [busybox_layer()], command=("/bin/sleep", "infinity"))
+
+
+if __name__ == "__main__":
+    write(sys.argv[1], [busybox(sys.argv[2])])
