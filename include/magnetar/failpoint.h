@@ -39,8 +39,8 @@ inline void SetFailpoints(const std::vector<std::string>& names) {
   const auto* active = internal::ActiveFailpoints().load(std::memory_order_acquire);
   if (active == nullptr) return absl::OkStatus();
   if (active->count(name) != 0) ::kill(::getpid(), SIGKILL);
-  if (active->count(absl::StrCat(name, "=error")) != 0) {
-    return absl::InternalError(absl::StrCat("failpoint ", name));
+  if (active->count(absl::StrCat(std::string(name), "=error")) != 0) {
+    return absl::InternalError(absl::StrCat("failpoint ", std::string(name)));
   }
   return absl::OkStatus();
 }

@@ -110,7 +110,7 @@ absl::Status WriteExisting(const std::string& path, std::string_view data) {
   UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
   if (!fd.ok()) return ErrnoStatus(errno, absl::StrCat("open ", path));
   const ssize_t n = ::write(fd.get(), data.data(), data.size());
-  if (n < 0) return ErrnoStatus(errno, absl::StrCat("write \"", data, "\" to ", path));
+  if (n < 0) return ErrnoStatus(errno, absl::StrCat("write \"", std::string(data), "\" to ", path));
   if (static_cast<size_t>(n) != data.size()) {
     return absl::DataLossError(absl::StrCat("short write to ", path));
   }

@@ -11,7 +11,10 @@ constexpr size_t kMaxIdBytes = 76;
 bool IsSeparator(char c) { return c == '-' || c == '_' || c == '.'; }
 }  // namespace
 
-absl::Status ValidateId(std::string_view id, std::string_view field) {
+absl::Status ValidateId(std::string_view id_view, std::string_view field_view) {
+  // Debian's abseil has a string_view of its own.
+  const absl::string_view id(id_view.data(), id_view.size());
+  const absl::string_view field(field_view.data(), field_view.size());
   if (id.empty()) return absl::InvalidArgumentError(absl::StrCat(field, ": must not be empty"));
   if (id.size() > kMaxIdBytes) {
     return absl::InvalidArgumentError(

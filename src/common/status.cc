@@ -7,12 +7,12 @@
 namespace magnetar {
 
 absl::Status ErrnoStatus(int err, std::string_view context) {
-  return absl::ErrnoToStatus(err, context);
+  return absl::ErrnoToStatus(err, std::string(context));
 }
 
 absl::Status Annotate(const absl::Status& status, std::string_view context) {
   if (status.ok()) return status;
-  return absl::Status(status.code(), absl::StrCat(context, ": ", status.message()));
+  return absl::Status(status.code(), absl::StrCat(std::string(context), ": ", status.message()));
 }
 
 }  // namespace magnetar
