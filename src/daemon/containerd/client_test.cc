@@ -35,8 +35,8 @@ using ::testing::HasSubstr;
 class CannedService : public grpc::CallbackGenericService {
  public:
   struct Answer {
-    grpc::Status status;
-    std::string bytes;
+    grpc::Status status = {};
+    std::string bytes = {};
     bool hang = false;
   };
 
@@ -52,11 +52,11 @@ class CannedService : public grpc::CallbackGenericService {
   }
   void WaitForCancel() {
     std::unique_lock lock(mutex_);
-    cancelled_changed_.wait(lock, [this] { return cancelled_; });
+    changed_.wait(lock, [this] { return cancelled_; });
   }
   void WaitForCall() {
     std::unique_lock lock(mutex_);
-    cancelled_changed_.wait(lock, [this] { return called_; });
+    changed_.wait(lock, [this] { return called_; });
   }
 
   grpc::ServerGenericBidiReactor* CreateReactor(
@@ -106,18 +106,18 @@ class CannedService : public grpc::CallbackGenericService {
                           ? ""
                           : std::string(it->second.data(), it->second.size());
     called_ = true;
-    cancelled_changed_.notify_all();
+    changed_.notify_all();
     return &answers_[context.method()];
   }
   void Cancelled() {
     std::lock_guard lock(mutex_);
     cancelled_ = true;
-    cancelled_changed_.notify_all();
+    changed_.notify_all();
   }
 
   std::map<std::string, Answer> answers_;
   std::mutex mutex_;
-  std::condition_variable cancelled_changed_;
+  std::condition_variable changed_;
   bool called_ = false;
   bool cancelled_ = false;
   std::string last_request_;
@@ -290,10 +290,10 @@ TEST_F(ContainerdClientTest, CancelledCallEndsAtOnce) {
   io.poll();
   service_.WaitForCall();
   signal.emit(asio::cancellation_type::terminal);
-  service_.WaitForCancel();
   io.restart();
   io.run();
   EXPECT_TRUE(ended);
+  service_.WaitForCancel();
 }
 
 TEST_F(ContainerdClientTest, FakeAnswersFromItsMaps) {
