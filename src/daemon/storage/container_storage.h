@@ -32,17 +32,19 @@ struct SandboxStorage {
   std::string shared_directory;  // what the file server exports
   vmm::Vm* vm = nullptr;
   asio::thread_pool* blocking = nullptr;
-  // Persists before the step is done, and after it was undone.
+  // Persist: before the step is done, and after it was undone. Called on the executor of
+  // the coroutine that prepares or releases.
   std::function<absl::Status(const StorageStep&)> journal_add;
   std::function<absl::Status(const StorageStep&)> journal_remove;
-  std::vector<StorageStep> steps;  // what the journal holds now
+  // What the journal holds. Filled when a sandbox is found again; from then on ContainerStorage
+  // adds to it and removes from it, beside the calls above.
+  std::vector<StorageStep> steps;
 };
 
 struct ContainerRequest {
   std::string container_id;
-  std::string spec_json;                          // as containerd has it
-  std::vector<containerd::types::Mount> rootfs;   // Snapshots.Mounts
-  std::vector<std::string> rootfs_mount_types;    // Task.Create's
+  std::string spec_json;                         // as containerd has it
+  std::vector<containerd::types::Mount> rootfs;  // as RootfsMounts (rootfs_source.h) gives them
   // Files that the guest itself holds and that CRI would have bound in:
   // hostname, hosts, resolv.conf, shm. Guest paths; empty: none.
   std::string guest_hostname, guest_hosts, guest_resolv_conf, guest_shm;
@@ -52,16 +54,24 @@ struct ContainerRequest {
 //
 // Errors: INVALID_ARGUMENT or FAILED_PRECONDITION names the mount ("mounts[3] /run/docker.sock:
 // sockets cannot be shared with a VM"); on any error everything is undone.
+//
+// Threads: all calls for one sandbox on its strand; those for different containers may
+// overlap. Prepare and Release run to their end even if the caller is cancelled, so that
+// nothing is left half done: whoever gives up a Prepare releases the container afterwards.
 class ContainerStorage {
  public:
   virtual ~ContainerStorage() = default;
-  // The rewritten spec and the storages for the guest.
+  static std::unique_ptr<ContainerStorage> Create();
+
+  // The rewritten spec and the storages for the guest. What an earlier Prepare of the
+  // same container has left is undone first.
   virtual Co<absl::StatusOr<agent::v1::PreparedContainer>> Prepare(SandboxStorage& sandbox,
                                                                    ContainerRequest request) = 0;
-  // Undoes all steps of a container; none is fine.
+  // Undoes all steps of a container, as far as it can; none is fine. The first error
+  // is returned, and its step stays in the journal.
   virtual Co<absl::Status> Release(SandboxStorage& sandbox, std::string container_id) = 0;
-  // Undoes all mounts below a sandbox's shared directory without a VM: blocks,
-  // and needs no journal (it reads mountinfo).
+  // Undoes all mounts below a sandbox's shared directory, but not its own, without a VM:
+  // blocks, and needs no journal (it reads mountinfo).
   virtual absl::Status UnmountAll(const std::string& shared_directory) = 0;
 };
 
