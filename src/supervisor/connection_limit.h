@@ -1,0 +1,32 @@
+#pragma once
+
+#include "magnetar/co.h"
+#include "magnetar/event.h"
+
+namespace magnetar::supervisor {
+
+// Counts what one accept loop has open and holds it back at the limit.
+class ConnectionLimit {
+ public:
+  ConnectionLimit(const asio::any_io_executor& executor, int limit)
+      : freed_(executor), left_(limit) {}
+
+  Co<void> Acquire() {
+    while (left_ == 0) {
+      auto wait = freed_.Wait();
+      co_await std::move(wait);
+    }
+    --left_;
+  }
+
+  void Release() {
+    ++left_;
+    freed_.NotifyAll();
+  }
+
+ private:
+  Event freed_;
+  int left_;
+};
+
+}  // namespace magnetar::supervisor

@@ -1,0 +1,28 @@
+#pragma once
+
+#include <memory>
+
+#include "magnetar/co.h"
+#include "src/supervisor/async_fd.h"
+#include "src/supervisor/gate.h"
+#include "src/supervisor/guest_link.h"
+
+namespace magnetar::supervisor {
+
+// Connections at once on vm.vsock, and again on the forward listener. More wait in
+// the socket's backlog.
+inline constexpr int kMaxConnections = 1024;
+
+// What the servers share; outlives them.
+struct GuestAccess {
+  std::shared_ptr<GuestLink> link;
+  // Opens when the guest has knocked. Nobody is let through before.
+  Gate* ready;
+};
+
+// Serves `vm.vsock` in the hybrid protocol until the listener is closed: each
+// connection names a port, gets "OK <port>\n" once the guest has accepted, and is relayed. A
+// refusal closes it at once.
+Co<void> ServeHybrid(AsyncFd& listener, GuestAccess access);
+
+}  // namespace magnetar::supervisor

@@ -1,0 +1,214 @@
+#include "src/supervisor/machine.h"
+
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <cerrno>
+#include <chrono>
+#include <cstdio>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "magnetar/files.h"
+#include "src/supervisor/async_fd.h"
+#include "src/supervisor/exit_file.h"
+#include "src/supervisor/start_process.h"
+
+namespace magnetar::supervisor {
+namespace {
+
+constexpr uint32_t kDefaultRingBytes = 64 << 10;
+constexpr uint32_t kMaxRingBytes = 4 << 20;
+
+uint32_t RingBytes(const v1::Launch& launch) {
+  if (launch.ring_bytes() == 0) return kDefaultRingBytes;
+  return std::min(launch.ring_bytes(), kMaxRingBytes);
+}
+
+// Shared by the pumps; holds nothing while one is suspended.
+std::array<char, 16 << 10> pump_buffer;
+
+}  // namespace
+
+Machine::Machine(const asio::any_io_executor& executor, const v1::Launch& launch)
+    : executor_(executor),
+      launch_(launch),
+      ring_(RingBytes(launch)),
+      ready_(executor),
+      ended_(executor),
+      ready_or_ended_(executor),
+      ending_(executor),
+      finished_(executor) {}
+
+void Machine::Log(std::string_view line) {
+  NamedLines(ring_, "supervisor").Append(absl::StrCat(line, "\n"));
+  const std::string text =
+      absl::StrCat(absl::FormatTime(absl::RFC3339_full, absl::Now(), absl::UTCTimeZone()), " info ",
+                   line, " sandbox=", launch_.sandbox_id(), "\n");
+  [[maybe_unused]] const ssize_t n = ::write(STDERR_FILENO, text.data(), text.size());
+}
+
+void Machine::SetReady() {
+  ready_.Open();
+  ready_or_ended_.Open();
+}
+
+void Machine::SetReason(std::string reason) {
+  if (!reason_.empty()) return;
+  reason_ = std::move(reason);
+  ended_at_ns_ = absl::GetCurrentTimeNanos();
+}
+
+void Machine::Kill(std::string_view reason) {
+  if (ending_.is_open()) return;
+  SetReason(absl::StrCat(VmmName(), ": ", reason));
+  ending_.Open();
+}
+
+std::string_view Machine::VmmName() const {
+  for (const v1::Process& p : launch_.processes()) {
+    if (p.vmm()) return p.name();
+  }
+  return "vmm";
+}
+
+void Machine::Begin(Co<void> coroutine, int& counter) {
+  ++counter;
+  asio::co_spawn(executor_, std::move(coroutine), [this, &counter](std::exception_ptr) {
+    --counter;
+    finished_.NotifyAll();
+  });
+}
+
+Co<void> Machine::WaitForZero(const int& counter) {
+  while (counter > 0) {
+    auto wait = finished_.Wait();
+    co_await std::move(wait);
+  }
+}
+
+absl::Status Machine::StartAll() {
+  processes_.reserve(static_cast<size_t>(launch_.processes_size()));
+  for (const v1::Process& spec : launch_.processes()) {
+    auto started = StartProcess(spec);
+    if (!started.ok()) {
+      return absl::Status(started.status().code(),
+                          absl::StrCat(spec.name(), ": ", started.status().message()));
+    }
+    Running running{.name = spec.name(), .vmm = spec.vmm()};
+    running.process = std::move(started->process);
+    if (auto identity = IdentifyProcess(running.process.pid()); identity.ok()) {
+      running.start_time_ticks = identity->start_time_ticks;
+    }
+    Begin(PumpOutput(spec.name(), spec.vmm(), std::move(started->out)), pumps_);
+    Begin(PumpOutput(spec.name(), false, std::move(started->err)), pumps_);
+    processes_.push_back(std::move(running));
+  }
+  return absl::OkStatus();
+}
+
+Co<void> Machine::Watch(size_t index) {
+  Running& running = processes_[index];
+  auto wait = running.process.Wait();
+  absl::StatusOr<ExitStatus> exit = co_await std::move(wait);
+  if (exit.ok()) {
+    if (running.vmm) vmm_status_ = exit->status;
+    SetReason(absl::StrCat(running.name, ": ", exit->Describe()));
+  } else {
+    SetReason(absl::StrCat(running.name, ": ", exit.status().message()));
+  }
+  ending_.Open();
+}
+
+Co<void> Machine::PumpOutput(std::string name, bool console, UniqueFd pipe) {
+  AsyncFd fd(executor_, pipe.release());
+  NamedLines lines(ring_, std::move(name));
+  while (true) {
+    const ssize_t n = ::read(fd.native_handle(), pump_buffer.data(), pump_buffer.size());
+    if (n > 0) {
+      const std::string_view data(pump_buffer.data(), static_cast<size_t>(n));
+      console ? ring_.Append(data) : lines.Append(data);
+      continue;
+    }
+    if (n < 0 && errno == EINTR) continue;
+    if (n == 0 || errno != EAGAIN) break;
+    auto wait = WaitReadable(fd);
+    absl::Status status = co_await std::move(wait);
+    if (!status.ok()) break;
+  }
+  lines.Flush();
+}
+
+void Machine::ReapDescendants() {
+  // What our children left behind has become ours (PR_SET_CHILD_SUBREAPER).
+  const std::string path = absl::StrCat("/proc/self/task/", ::getpid(), "/children");
+  while (true) {
+    if (auto children = ReadFile(path); children.ok()) {
+      for (const std::string_view word : absl::StrSplit(*children, ' ', absl::SkipEmpty())) {
+        pid_t pid = 0;
+        // Safe by number: a child stays a zombie until we reap it.
+        if (absl::SimpleAtoi(word, &pid)) ::kill(pid, SIGKILL);
+      }
+    }
+    if (::waitpid(-1, nullptr, 0) < 0 && errno == ECHILD) return;
+  }
+}
+
+Co<void> Machine::Run() {
+  absl::Status started = StartAll();
+  if (!started.ok()) {
+    SetReason(std::string(started.message()));
+    ending_.Open();
+  }
+  for (size_t i = 0; i < processes_.size(); ++i) Begin(Watch(i), watchers_);
+  auto ending = ending_.Wait();
+  co_await std::move(ending);
+
+  for (const Running& running : processes_) {
+    if (!running.process.running()) continue;
+    if (absl::Status s = running.process.Signal(SIGKILL); !s.ok()) Log(s.message());
+  }
+  auto watched = WaitForZero(watchers_);
+  co_await std::move(watched);
+  ReapDescendants();
+  auto pumped = WaitForZero(pumps_);
+  co_await std::move(pumped);
+
+  v1::ExitRecord record;
+  record.set_status(vmm_status_);
+  record.set_exited_at_ns(ended_at_ns_);
+  record.set_reason(reason_);
+  Log(absl::StrCat("VM ended: ", reason_));
+  if (absl::Status s = WriteExitFile(launch_.directory(), record); !s.ok()) Log(s.message());
+  exit_ = std::move(record);
+  ended_.Open();
+  ready_or_ended_.Open();
+}
+
+void Machine::FillState(v1::StateResponse& state) const {
+  for (const Running& running : processes_) {
+    v1::ProcessState& out = *state.add_processes();
+    out.set_name(running.name);
+    out.set_pid(static_cast<uint32_t>(running.process.pid()));
+    out.set_start_time_ticks(running.start_time_ticks);
+    out.set_vmm(running.vmm);
+  }
+  state.set_ready(ready_.is_open());
+  if (exit_.has_value()) *state.mutable_exit() = *exit_;
+}
+
+std::string Machine::Epitaph() const {
+  const std::string tail = ring_.Tail(8, 1024);
+  return absl::StrCat("VM ended: ", reason_, tail.empty() ? "" : "; its last lines:\n", tail);
+}
+
+}  // namespace magnetar::supervisor

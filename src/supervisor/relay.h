@@ -1,0 +1,14 @@
+#pragma once
+
+#include "magnetar/co.h"
+#include "magnetar/unique_fd.h"
+
+namespace magnetar::supervisor {
+
+// Copies between two connected non-blocking sockets, both ways, until both
+// directions have ended. A half-close is passed on; a peer that is gone
+// altogether, or an error, ends both. Nothing is buffered but what one write has left over, 64 KiB
+// at most for each direction.
+Co<void> Relay(UniqueFd a, UniqueFd b);
+
+}  // namespace magnetar::supervisor
