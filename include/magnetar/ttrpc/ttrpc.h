@@ -36,6 +36,9 @@ struct Limits {
   // Unread messages of one stream. A peer that sends more than this without
   // being read ends its stream (RESOURCE_EXHAUSTED), never its connection.
   size_t max_stream_backlog_bytes = 8 << 20;
+  // Unread messages of all streams and requests being served, of one connection;
+  // beyond, the stream or request concerned gets RESOURCE_EXHAUSTED.
+  size_t max_buffered_bytes = 32 << 20;
 };
 
 struct CallContext {
@@ -69,7 +72,9 @@ using UnaryHandler =
     std::function<Co<absl::StatusOr<std::string>>(CallContext context, std::string payload)>;
 // An error Status ends the stream with a Response that carries it. After OK no
 // Response is sent if CloseSend was called (containerd's streaming wants that),
-// else an empty one.
+// else an empty one. When the connection goes, Receive still gives what came before, then
+// UNAVAILABLE, and Send fails; the handler is not cancelled, so that it can finish with what it
+// got. One that waits for something else must also keep a Receive pending.
 using StreamHandler =
     std::function<Co<absl::Status>(CallContext context, std::shared_ptr<Stream> stream)>;
 
@@ -107,9 +112,13 @@ class Services {
 };
 
 // Serves one connection (a connected stream socket of any family) until the peer
-// closes it, it breaks, or the coroutine is cancelled; then ends all its streams,
+// closes it, it breaks, or the coroutine is cancelled (terminal); then ends all its streams,
 // waits for its handlers and returns. Frames are handled in order and the close
 // last. OK on an orderly close.
+// Unary handlers still running at the end get a terminal cancellation, which
+// unwinds a coroutine at its next co_await; one that must not be interrupted starts with
+//   co_await asio::this_coro::reset_cancellation_state(asio::disable_cancellation());
+// If ServeConnection itself is cancelled, stream handlers get it too.
 Co<absl::Status> ServeConnection(UniqueFd socket, std::shared_ptr<const Services> services,
                                  Limits limits = {});
 
@@ -138,8 +147,8 @@ class Client {
   Co<absl::StatusOr<Response>> Call(std::string service, std::string method, Request request,
                                     std::chrono::nanoseconds timeout) {
     std::vector<std::pair<std::string, std::string>> no_metadata;
-    auto call = CallRaw(service, method, request.SerializeAsString(), timeout,
-                        std::move(no_metadata));
+    auto call =
+        CallRaw(service, method, request.SerializeAsString(), timeout, std::move(no_metadata));
     absl::StatusOr<std::string> payload = co_await std::move(call);
     if (!payload.ok()) co_return payload.status();
     Response response;
