@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -13,7 +15,7 @@ namespace magnetar::daemon {
 // One tap that stands for an interface of the pod.
 struct PodTap {
   std::string interface;  // "eth0"
-  std::string tap;        // "tap0_mgt": its name in the pod's netns
+  std::string tap;        // "tap2_mgt": its name in the pod's netns
   std::string mac;
   uint32_t mtu = 1500;
   UniqueFd fd;  // IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, ready for the VMM
@@ -24,18 +26,21 @@ struct PodNetwork {
   UniqueFd netns;
   std::vector<PodTap> taps;
   agent::v1::Network guest;  // what the guest shall configure
-  // Listens on loopback in the netns; connections to any loopback port are
-  // redirected to it and know their port by SO_ORIGINAL_DST.
+  // Listens in the netns, dual-stack; connections to any loopback port are
+  // redirected to it. An accepted one tells the port it was meant for by
+  // SO_ORIGINAL_DST: of SOL_IP if its peer is v4-mapped, else of SOL_IPV6.
   UniqueFd forward_listener;
 };
 
 // Ties the interfaces that CNI left in a netns to taps: a tap beside each
 // interface and tc ingress filters (u32, mirred) that cross them over. Addresses
 // stay on the host's side. Everything made is named by a fixed rule, so that
-// Detach needs no record. All calls block and enter the netns on throw-away threads.
+// Detach needs no record. All calls block and enter the netns on throw-away threads;
+// they may overlap for different namespaces.
 //
-// Errors: INVALID_ARGUMENT if the path is no netns; FAILED_PRECONDITION for an
-// interface that has foreign qdiscs or a kind that cannot be tied, by name.
+// Errors: INVALID_ARGUMENT if the path is no netns, or the host's own; FAILED_PRECONDITION
+// for an interface that has foreign qdiscs, or is of a kind that cannot be tied, by name, and
+// for a netns that is tied to a living VM already.
 class NetworkManager {
  public:
   virtual ~NetworkManager() = default;
@@ -44,5 +49,8 @@ class NetworkManager {
   // Undoes Attach, whole or half done; a netns that is gone is fine.
   virtual absl::Status Detach(const std::string& netns_path) = 0;
 };
+
+// The kernel's; needs CAP_SYS_ADMIN and CAP_NET_ADMIN.
+std::unique_ptr<NetworkManager> CreateNetworkManager();
 
 }  // namespace magnetar::daemon

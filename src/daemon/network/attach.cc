@@ -1,0 +1,142 @@
+#include <net/if.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "magnetar/status.h"
+#include "src/daemon/network/forward.h"
+#include "src/daemon/network/netlink.h"
+#include "src/daemon/network/netns.h"
+#include "src/daemon/network/pod_interfaces.h"
+#include "src/daemon/network/pod_network.h"
+#include "src/daemon/network/snapshot.h"
+#include "src/daemon/network/tap.h"
+#include "src/daemon/network/traffic.h"
+
+namespace magnetar::daemon {
+namespace {
+
+// The functions of this namespace run in the pod's netns.
+
+// The tap is made before any qdisc and removed after all of them, so the taps
+// tell which qdiscs are ours.
+absl::Status Untie(nl_sock* socket) {
+  auto links = ReadLinks(socket);
+  if (!links.ok()) return links.status();
+  absl::Status result;
+  for (const LinkState& tap : *links) {
+    const auto index = InterfaceOfTap(tap);
+    if (!index.has_value()) continue;
+    const auto interface = std::find_if(links->begin(), links->end(),
+                                        [&](const LinkState& l) { return l.index == *index; });
+    absl::Status status;
+    if (interface != links->end()) status = RemoveIngress(socket, *index, interface->name);
+    if (status.ok()) status = DeleteLink(socket, tap.name);
+    result.Update(status);
+  }
+  result.Update(RemoveForwarding());
+  return result;
+}
+
+// Removes what a crash may have left, unless a VM still uses it: a tap has a
+// carrier while somebody holds its descriptor.
+absl::Status RemoveLeftovers(nl_sock* socket) {
+  auto links = ReadLinks(socket);
+  if (!links.ok()) return links.status();
+  bool found = false;
+  for (const LinkState& link : *links) {
+    if (!InterfaceOfTap(link).has_value()) continue;
+    found = true;
+    if (link.carrier) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("it is tied to a living VM already, by ", link.name));
+    }
+  }
+  return found ? Untie(socket) : absl::OkStatus();
+}
+
+absl::StatusOr<PodTap> Tie(nl_sock* socket, const LinkState& interface, uint32_t uid) {
+  PodTap tap{.interface = interface.name,
+             .tap = TapName(interface.index),
+             .mac = interface.mac,
+             .mtu = interface.mtu,
+             .fd = {}};
+  auto fd = CreateTap(socket, tap.tap, interface, uid);
+  if (!fd.ok()) return fd.status();
+  tap.fd = *std::move(fd);
+  const int tap_index = static_cast<int>(::if_nametoindex(tap.tap.c_str()));
+  MAGNETAR_RETURN_IF_ERROR(RedirectIngress(socket, tap_index, interface.index, tap.tap));
+  MAGNETAR_RETURN_IF_ERROR(RedirectIngress(socket, interface.index, tap_index, interface.name));
+  return tap;
+}
+
+absl::Status TieAll(nl_sock* socket, uint32_t uid, PodNetwork& network) {
+  auto snapshot = ReadSnapshot(socket);
+  if (!snapshot.ok()) return snapshot.status();
+  auto interfaces = SelectInterfaces(*snapshot);
+  if (!interfaces.ok()) return interfaces.status();
+  network.guest = BuildGuestNetwork(*snapshot, *interfaces);
+  for (const LinkState& interface : *interfaces) {
+    auto tap = Tie(socket, interface, uid);
+    if (!tap.ok()) return Annotate(tap.status(), absl::StrCat("tie ", interface.name));
+    network.taps.push_back(*std::move(tap));
+  }
+  auto listener = StartForwarding();
+  if (!listener.ok()) return listener.status();
+  network.forward_listener = *std::move(listener);
+  return absl::OkStatus();
+}
+
+absl::Status AttachHere(uint32_t uid, PodNetwork& network) {
+  auto socket = OpenRouteSocket();
+  if (!socket.ok()) return socket.status();
+  MAGNETAR_RETURN_IF_ERROR(RemoveLeftovers(socket->get()));
+  absl::Status status = TieAll(socket->get(), uid, network);
+  if (status.ok()) return status;
+  network.taps.clear();
+  network.forward_listener.reset();
+  if (absl::Status undone = Untie(socket->get()); !undone.ok()) {
+    return Annotate(status, absl::StrCat("(and undoing failed: ", undone.message(), ")"));
+  }
+  return status;
+}
+
+absl::Status DetachHere() {
+  auto socket = OpenRouteSocket();
+  if (!socket.ok()) return socket.status();
+  return Untie(socket->get());
+}
+
+class KernelNetworkManager final : public NetworkManager {
+ public:
+  absl::StatusOr<PodNetwork> Attach(const std::string& netns_path, uint32_t uid) override {
+    auto netns = OpenNetns(netns_path);
+    if (absl::IsNotFound(netns.status())) {
+      return absl::InvalidArgumentError(netns.status().message());
+    }
+    if (!netns.ok()) return netns.status();
+    PodNetwork network;
+    absl::Status status =
+        RunInNetns(netns->get(), [uid, &network] { return AttachHere(uid, network); });
+    if (!status.ok()) return Annotate(status, absl::StrCat("network namespace ", netns_path));
+    network.netns = *std::move(netns);
+    return network;
+  }
+
+  absl::Status Detach(const std::string& netns_path) override {
+    auto netns = OpenNetns(netns_path);
+    if (absl::IsNotFound(netns.status())) return absl::OkStatus();
+    if (!netns.ok()) return netns.status();
+    return Annotate(RunInNetns(netns->get(), [] { return DetachHere(); }),
+                    absl::StrCat("network namespace ", netns_path));
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<NetworkManager> CreateNetworkManager() {
+  return std::make_unique<KernelNetworkManager>();
+}
+
+}  // namespace magnetar::daemon

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "magnetar/agent.pb.h"
+#include "src/daemon/network/snapshot.h"
+
+// Decisions about a pod's namespace; no system calls.
+namespace magnetar::daemon {
+
+// The fixed names by which Detach finds what Attach made: "tap2_mgt" stands for the
+// interface with index 2 (hexadecimal, so that every index fits into IFNAMSIZ).
+std::string TapName(int interface_index);
+std::optional<int> InterfaceOfTap(const LinkState& link);
+
+// The interfaces to tie, in order of their index. Interfaces that are down and have no address
+// are no part of the pod (sit0, tunl0 and their like appear in every netns). FAILED_PRECONDITION
+// names the first one that cannot be tied, and why.
+absl::StatusOr<std::vector<LinkState>> SelectInterfaces(const NetnsSnapshot& snapshot);
+
+// What the guest shall have: addresses without the link-local ones that it makes itself,
+// routes of the main table without those that follow from the addresses, on-link ones first, and
+// permanent neighbours.
+agent::v1::Network BuildGuestNetwork(const NetnsSnapshot& snapshot,
+                                     const std::vector<LinkState>& interfaces);
+
+// "10.0.0.2/24"; without the length: "10.0.0.2".
+std::string FormatPrefix(const IpPrefix& prefix);
+std::string FormatAddress(const IpPrefix& prefix);
+
+}  // namespace magnetar::daemon

@@ -1,0 +1,94 @@
+#include "src/daemon/network/tap.h"
+
+#include <fcntl.h>
+#include <linux/if_tun.h>
+#include <net/if.h>
+#include <netlink/errno.h>
+#include <netlink/route/link.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <memory>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/strings/str_cat.h"
+#include "magnetar/files.h"
+#include "magnetar/status.h"
+#include "src/daemon/network/netlink.h"
+
+namespace magnetar::daemon {
+namespace {
+
+using Link = std::unique_ptr<rtnl_link, NlFree<rtnl_link_put>>;
+
+absl::StatusOr<Link> LinkByName(nl_sock* socket, const std::string& name) {
+  rtnl_link* raw = nullptr;
+  MAGNETAR_RETURN_IF_ERROR(NlStatus(::rtnl_link_get_kernel(socket, 0, name.c_str(), &raw),
+                                    absl::StrCat("look up interface ", name)));
+  return Link(raw);
+}
+
+// A tap that spoke IPv6 itself would send the guest reports and solicitations of a
+// neighbour that does not exist.
+absl::Status DisableIpv6(const std::string& name) {
+  absl::Status status =
+      WriteExisting(absl::StrCat("/proc/sys/net/ipv6/conf/", name, "/disable_ipv6"), "1");
+  return absl::IsNotFound(status) ? absl::OkStatus() : status;
+}
+
+absl::Status BringUp(nl_sock* socket, const std::string& name, uint32_t mtu) {
+  auto link = LinkByName(socket, name);
+  if (!link.ok()) return link.status();
+  Link change(::rtnl_link_alloc());
+  if (change == nullptr) return absl::ResourceExhaustedError("no memory for a link");
+  ::rtnl_link_set_mtu(change.get(), mtu);
+  ::rtnl_link_set_flags(change.get(), IFF_UP);
+  return NlStatus(::rtnl_link_change(socket, link->get(), change.get(), 0),
+                  absl::StrCat("bring up ", name));
+}
+
+}  // namespace
+
+absl::StatusOr<UniqueFd> CreateTap(nl_sock* socket, const std::string& name,
+                                   const LinkState& interface, uint32_t uid) {
+  if (auto existing = LinkByName(socket, name); existing.ok()) {
+    return absl::AlreadyExistsError(absl::StrCat("interface ", name, " exists"));
+  }
+  UniqueFd fd(::open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK));
+  if (!fd.ok()) return ErrnoStatus(errno, "open /dev/net/tun");
+  ifreq request = {};
+  std::strncpy(request.ifr_name, name.c_str(), IFNAMSIZ - 1);
+  request.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
+  if (::ioctl(fd.get(), TUNSETIFF, &request) != 0) {
+    return ErrnoStatus(errno, absl::StrCat("create tap ", name));
+  }
+  absl::Cleanup undo = [&fd] { ::ioctl(fd.get(), TUNSETPERSIST, 0); };
+  // What every virtio-net guest takes; the VMM lowers it to what its guest has negotiated.
+  if (::ioctl(fd.get(), TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6) != 0) {
+    return ErrnoStatus(errno, absl::StrCat("set offloads of tap ", name));
+  }
+  if (::ioctl(fd.get(), TUNSETOWNER, static_cast<unsigned long>(uid)) != 0) {
+    return ErrnoStatus(errno, absl::StrCat("set owner of tap ", name));
+  }
+  // Persistent, so that the filters that name it never point to nothing while Detach is due.
+  if (::ioctl(fd.get(), TUNSETPERSIST, 1) != 0) {
+    return ErrnoStatus(errno, absl::StrCat("make tap ", name, " persistent"));
+  }
+  MAGNETAR_RETURN_IF_ERROR(Annotate(DisableIpv6(name), absl::StrCat("silence tap ", name)));
+  MAGNETAR_RETURN_IF_ERROR(BringUp(socket, name, interface.mtu));
+  std::move(undo).Cancel();
+  return fd;
+}
+
+absl::Status DeleteLink(nl_sock* socket, const std::string& name) {
+  auto link = LinkByName(socket, name);
+  if (absl::IsNotFound(link.status())) return absl::OkStatus();
+  if (!link.ok()) return link.status();
+  absl::Status status =
+      NlStatus(::rtnl_link_delete(socket, link->get()), absl::StrCat("delete interface ", name));
+  return absl::IsNotFound(status) ? absl::OkStatus() : status;
+}
+
+}  // namespace magnetar::daemon
