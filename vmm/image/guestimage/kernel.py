@@ -1,15 +1,14 @@
 """The kernel: an uncompressed vmlinux, and modules with their load order."""
 
 import pathlib
-import shutil
 import tempfile
 
 from . import BuildError, vmlinux
 from .packages import unpack
-from .util import canonical_json, publish_directory, run, sha256_text, write_atomically
+from .util import canonical_json, new_directory, run, say, sha256_text, write_atomically
 
 # Changes when the stages of an older build are of no use any more.
-FORMAT = 1
+FORMAT = 2
 
 
 def load_order(tree, version, names):
@@ -28,26 +27,38 @@ def load_order(tree, version, names):
     return order
 
 
+def objcopy_version():
+    return run(["objcopy", "--version"]).splitlines()[0]
+
+
+def copy_module(source, target):
+    """Without type information, local symbols and signature: nothing in the guest reads them, and
+    checking them is most of a module's load time. The manifest's digest covers the image as a whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    run(["objcopy", "--strip-unneeded", "--remove-section=.BTF", source, target])
+    target.chmod(0o644)
+
+
 def prepare(package, deb, contents, cache):
     """A folder with vmlinux, modules and their lists, made once for a package and module list."""
-    stage = cache / "kernels" / sha256_text(canonical_json([package.sha256, contents["modules"], FORMAT]))
+    stage = cache / "kernels" / sha256_text(canonical_json([package.sha256, contents["modules"], objcopy_version(), FORMAT]))
     if stage.is_dir():
         return stage
-    stage.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=stage.parent, prefix=".unpacked-") as scratch:
+    say(f"unpacking {package.file}")
+    with new_directory(stage) as new, tempfile.TemporaryDirectory(dir=stage.parent, prefix=".unpacked-") as scratch:
         tree = pathlib.Path(scratch).resolve()
         unpack(deb, tree)
         (vmlinuz,) = tree.glob("boot/vmlinuz-*")
         version = vmlinuz.name.removeprefix("vmlinuz-")
         run(["depmod", "-b", tree, version])
-        boot = load_order(tree, version, contents["modules"]["boot"])
-        root = [m for m in load_order(tree, version, contents["modules"]["root"]) if m not in boot]
-        new = pathlib.Path(tempfile.mkdtemp(dir=stage.parent, prefix=".new-"))
+        wanted = contents["modules"]
+        boot = load_order(tree, version, wanted["boot"])
+        root = load_order(tree, version, wanted["root"])
+        demand = {name: load_order(tree, version, names) for name, names in wanted["demand"].items()}
         (new / "vmlinux").write_bytes(vmlinux.condense(vmlinux.extract(vmlinuz.read_bytes())))
-        for module in (*boot, *root):
-            target = new / "tree" / module
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(tree / module, target)
-        write_atomically(new / "modules.json", canonical_json({"version": version, "boot": boot, "root": root}))
-    publish_directory(new, stage)
+        for module in sorted({*boot, *root, *(m for names in demand.values() for m in names)}):
+            copy_module(tree / module, new / "tree" / module)
+        lists = {"boot": boot, "root": [m for m in root if m not in boot],
+                 "demand": {name: [m for m in names if m not in boot] for name, names in demand.items()}}
+        write_atomically(new / "modules.json", canonical_json({"version": version, **lists}))
     return stage

@@ -6,7 +6,7 @@ import pathlib
 import shutil
 import tempfile
 
-from .util import canonical_json, publish_directory, sha256_file, sha256_text, write_atomically
+from .util import canonical_json, new_directory, sha256_file, sha256_text, write_atomically
 
 FILES = ("vmlinux", "initrd.img", "root.erofs")
 
@@ -59,14 +59,15 @@ def install(out, sources, manifest):
     text = canonical_json({**manifest, "files": files})
     final = out / sha256_text(text)[:16]
     if final.exists() and not intact(final, {"files": files}):
-        # Damaged: whoever uses it keeps the old files open, others get whole ones.
-        os.rename(final, tempfile.mkdtemp(dir=out, prefix=".damaged-"))
+        # Who uses the damaged files keeps them open; others get whole ones.
+        aside = tempfile.mkdtemp(dir=out, prefix=".damaged-")
+        os.rename(final, aside)
+        shutil.rmtree(aside)
     if not final.exists():
-        new = pathlib.Path(tempfile.mkdtemp(dir=out, prefix=".new-"))
-        for name in FILES:
-            place(sources[name], new / name, out, files[name]["sha256"])
-        write_atomically(new / "manifest.json", text)
-        publish_directory(new, final)
+        with new_directory(final) as new:
+            for name in FILES:
+                place(sources[name], new / name, out, files[name]["sha256"])
+            write_atomically(new / "manifest.json", text)
     return final
 
 

@@ -14,7 +14,7 @@ import tempfile
 import urllib.parse
 
 from . import BuildError
-from .util import canonical_json, run, sha256_file, sha256_text, write_atomically
+from .util import canonical_json, run, say, sha256_file, sha256_text, write_atomically
 
 LISTS = pathlib.Path("/var/lib/apt/lists")
 URI = re.compile(r"^'[^']*' (?P<file>\S+) (?P<size>\d+) (?:SHA256:(?P<sha256>[0-9a-f]{64}))?")
@@ -125,6 +125,7 @@ def fetch(packages, cache):
     paths = {p: folder / f"{p.sha256}.deb" for p in packages}
     wanted = [p for p, path in paths.items() if not path.exists()]
     if wanted:
+        say(f"downloading {len(wanted)} packages")
         scratch = pathlib.Path(tempfile.mkdtemp(dir=folder, prefix=".new-"))
         try:
             # apt's unprivileged downloader may not enter a private cache; then apt downloads as the caller.
@@ -138,6 +139,14 @@ def fetch(packages, cache):
         finally:
             shutil.rmtree(scratch)
     return paths
+
+
+def locked(manifest):
+    """The packages of an earlier build; they come from the cache, or from apt if it still has these versions."""
+    try:
+        return Selection.parse(json.loads(manifest.read_text())["inputs"]["packages"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BuildError(f"{manifest} is no manifest of a guest: {error}") from None
 
 
 def unpack(deb, folder):

@@ -12,15 +12,17 @@ from .util import run
 
 LOADER = "lib64/ld-linux-x86-64.so.2"
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
+# "libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x...)"; the vdso and the loader have no path of their own.
+MAPPED = re.compile(r"^\s*(?:linux-vdso\.so\.1|(?P<soname>\S+) => (?P<path>.+)|/.+) \(0x[0-9a-f]+\)$")
 SEARCH = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu")
 
 
 def loader(tree):
-    """The tree's own dynamic loader, through links that are meant for a root directory."""
-    found = sorted(p for p in tree.glob("lib/x86_64-linux-gnu/ld-linux-x86-64.so.2") if not p.is_symlink())
-    if not found:
+    """The dynamic loader of unpacked packages (theirs is at another path than the image's, where /lib is a link)."""
+    path = tree / "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"
+    if not path.is_file():
         raise BuildError("libc6 has no ld-linux-x86-64.so.2")
-    return found[0]
+    return path
 
 
 def closure(tree, program):
@@ -29,17 +31,15 @@ def closure(tree, program):
     out = run([loader(tree), "--inhibit-cache", "--library-path", path, "--list", program])
     libraries = {}
     for line in out.splitlines():
-        words = line.split()
-        if words[0].startswith("linux-vdso") or words[0] == str(loader(tree)):
-            continue
-        if words[0].startswith("/lib64/ld-linux"):
-            continue
-        if len(words) < 3 or words[1] != "=>" or words[2] == "not":
+        mapped = MAPPED.match(line)
+        if not mapped:
             raise BuildError(f"{program.name}: cannot resolve {line.strip()}")
-        found = pathlib.Path(words[2])
+        if not mapped["soname"] or pathlib.Path(mapped["soname"]).name == loader(tree).name:
+            continue
+        found = pathlib.Path(mapped["path"])
         if not found.is_relative_to(tree):
-            raise BuildError(f"{program.name}: {words[0]} comes from outside the packages ({found})")
-        libraries[words[0]] = found.resolve()
+            raise BuildError(f"{program.name}: {mapped['soname']} comes from outside the packages ({found})")
+        libraries[mapped["soname"]] = found.resolve()
     return libraries
 
 
@@ -82,22 +82,19 @@ def populate(tree, debs, agent, stage, modules, contents):
         put(tree, f"{LIBRARIES}/ld-linux-x86-64.so.2", loader(unpacked).read_bytes(), 0o755)
         for soname, path in closure(unpacked, program).items():
             put(tree, f"{LIBRARIES}/{soname}", path.read_bytes())
-    for module in modules["root"]:
-        put(tree, f"usr/{module}", (stage / "tree" / module).read_bytes())
-    put(tree, "etc/magnetar/modules", "".join(f"/{m}\n" for m in modules["root"]).encode())
+    lists = {"modules": modules["root"], **{f"modules.d/{n}": names for n, names in modules["demand"].items()}}
+    for name, names in lists.items():
+        put(tree, f"etc/magnetar/{name}", "".join(f"/{m}\n" for m in names).encode())
+        for module in names:
+            put(tree, f"usr/{module}", (stage / "tree" / module).read_bytes())
     return check_crun(tree, contents["crun"]["features"])
 
 
 def normalize(tree):
-    """Modes and times that do not depend on the builder."""
-    for folder, directories, files in os.walk(tree):
-        for name in (*directories, *files):
-            path = pathlib.Path(folder, name)
-            if path.is_dir() and not path.is_symlink():
-                path.chmod(0o755)
-            os.utime(path, (0, 0), follow_symlinks=False)
-    tree.chmod(0o755)
-    os.utime(tree, (0, 0))
+    """Modes of folders that do not depend on the builder; times and owners are mkfs.erofs's options."""
+    for path in (tree, *tree.rglob("*")):
+        if path.is_dir() and not path.is_symlink():
+            path.chmod(0o755)
 
 
 def contents_of(tree):

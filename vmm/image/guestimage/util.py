@@ -1,11 +1,13 @@
 """Small helpers that every step uses."""
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import shutil
 import subprocess
+import sys
 import tempfile
 
 from . import BuildError
@@ -52,12 +54,26 @@ def write_atomically(path, text):
     os.rename(name, path)
 
 
-def publish_directory(temporary, final):
-    """Renames a finished directory into place; if another build was first, its equal result stays."""
-    os.chmod(temporary, 0o755)
+@contextlib.contextmanager
+def new_directory(final):
+    """A temporary directory that becomes `final` by rename if the block succeeds, and goes away if not.
+
+    If another build was first, its equal result stays.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = pathlib.Path(tempfile.mkdtemp(dir=final.parent, prefix=".new-"))
     try:
-        os.rename(temporary, final)
-    except OSError:
-        if not final.is_dir():
-            raise
-        shutil.rmtree(temporary)
+        yield temporary
+        temporary.chmod(0o755)
+        try:
+            os.rename(temporary, final)
+        except OSError:
+            if not final.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def say(text):
+    """Progress, for those who wait."""
+    print(f"guest image: {text}", file=sys.stderr, flush=True)

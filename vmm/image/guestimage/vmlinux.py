@@ -9,6 +9,7 @@ from . import BuildError
 ELF_MAGIC = b"\x7fELF"
 PAGE = 4096
 PT_LOAD = 1
+PT_INTERP = 3
 EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 PHDR = struct.Struct("<IIQQQQQQ")
 # Magic number of the payload -> how to unpack it.
@@ -47,6 +48,15 @@ def extract(bzimage):
     return vmlinux
 
 
+def segments_of(elf):
+    header = EHDR.unpack_from(elf)
+    return [list(PHDR.unpack_from(elf, header[5] + i * header[9])) for i in range(header[10])]
+
+
+def needs_loader(elf):
+    return any(segment[0] == PT_INTERP for segment in segments_of(elf))
+
+
 def condense(vmlinux):
     """The same segments without what a loader writes as zeros anyway.
 
@@ -54,7 +64,7 @@ def condense(vmlinux):
     34 MiB of kernel. VMMs keep what they load in their own memory and write all of it to the guest's.
     """
     header = list(EHDR.unpack_from(vmlinux))
-    segments = [list(PHDR.unpack_from(vmlinux, header[5] + i * header[9])) for i in range(header[10])]
+    segments = segments_of(vmlinux)
     out = bytearray(EHDR.size + len(segments) * PHDR.size)
     moved = []
     for segment in (s for s in segments if s[0] == PT_LOAD):
