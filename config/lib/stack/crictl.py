@@ -38,8 +38,8 @@ class Crictl:
     def popen(self, *args, **kwargs):
         return subprocess.Popen(self.command(*args), **kwargs)
 
-    def json(self, *args):
-        return json.loads(self.run(*args, "-o", "json").stdout)
+    def json(self, command, *args):
+        return json.loads(self.run(command, "-o", "json", *args).stdout)
 
     def write(self, kind, value):
         self._count += 1

@@ -4,6 +4,7 @@ import json
 import pathlib
 import subprocess
 
+BRIDGE = "magnetar0"
 PLUGIN_DIRS = ("/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni")
 
 
@@ -38,7 +39,7 @@ def write_cni(folder, name, data_dir, mtu=1500):
         "name": name,
         "plugins": [
             {
-                "type": "bridge", "bridge": "magnetar0", "isGateway": True, "ipMasq": False, "hairpinMode": True,
+                "type": "bridge", "bridge": BRIDGE, "isGateway": True, "ipMasq": False, "hairpinMode": True,
                 "mtu": mtu,
                 "ipam": {
                     "type": "host-local", "dataDir": str(data_dir),

@@ -1,0 +1,92 @@
+import pathlib
+import sys
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+
+from harness import settings  # noqa: E402
+from harness.stackfixture import Stack, remove_leftovers  # noqa: E402
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes minutes on two cores without KVM; left out of the short run")
+    config.addinivalue_line("markers", "vm: about Magnetar itself; means nothing with another handler")
+
+
+def pytest_collection_modifyitems(items):
+    if settings.IS_VM:
+        return
+    skip = pytest.mark.skip(reason=f"handler {settings.HANDLER}: not Magnetar")
+    for item in items:
+        if item.get_closest_marker("vm"):
+            item.add_marker(skip)
+
+
+def pytest_sessionstart(session):
+    if session.config.option.collectonly:
+        return
+    if settings.IS_VM:
+        for path in (settings.BUILD / "src/daemon/vmm-sandboxer", settings.GUEST / "root.erofs"):
+            if not path.exists():
+                pytest.exit(f"{path} is missing: build first (tests/run does)", 2)
+    remove_leftovers()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    report = outcome.get_result()
+    setattr(item, f"report_{report.when}", report)
+    if report.failed:
+        for value in getattr(item, "funcargs", {}).values():
+            if isinstance(value, Stack):
+                kept = value.keep_logs(item.name.replace("/", "_"))
+                report.sections.append(("stack", f"logs are kept in {kept}\n{value.daemon.service.tail(25)}"))
+
+
+def _closing(stack):
+    try:
+        yield stack.start()
+    finally:
+        stack.close()
+
+
+def unchanged(request, stack):
+    """Yields `stack`; afterwards compares the host, or just cleans up if the test failed."""
+    before = stack.snapshot()
+    yield stack
+    report = getattr(request.node, "report_call", None)
+    if report is None or report.failed:
+        stack.crictl.run("rmp", "--all", "--force", check=False)
+    else:
+        stack.check_unchanged(before)
+
+
+@pytest.fixture(scope="session")
+def shared_stack():
+    """One stack for all tests that kill nothing."""
+    yield from _closing(Stack())
+
+
+@pytest.fixture(scope="session")
+def newest_stack():
+    """The same with the newest containerd."""
+    yield from _closing(Stack("containerd-2.4"))
+
+
+@pytest.fixture
+def stack(request, shared_stack):
+    """The shared stack, with the host compared before and after the test."""
+    yield from unchanged(request, shared_stack)
+
+
+@pytest.fixture(params=["shared_stack", "newest_stack"], ids=["containerd-2.1", "containerd-2.4"])
+def any_stack(request):
+    yield from unchanged(request, request.getfixturevalue(request.param))
+
+
+@pytest.fixture
+def own_stack():
+    """A stack of the test's own, to kill things in. The test compares the host where that means something."""
+    yield from _closing(Stack())
