@@ -1,5 +1,7 @@
 #pragma once
 
+#include <chrono>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
@@ -14,32 +16,47 @@ namespace magnetar::daemon {
 // Limits of a whole sandbox; 0 means none.
 struct SandboxLimits {
   uint64_t memory_bytes = 0;
-  uint64_t cpu_shares = 0;   // v1 unit, converted for v2
+  uint64_t cpu_shares = 0;  // v1 unit, converted for v2
   int64_t cpu_quota_us = 0;
   uint64_t cpu_period_us = 0;
   uint64_t pids = 0;
 };
 
+// Where the host's cgroups are; tests use a fake tree.
+struct CgroupOptions {
+  std::string mount_point = "/sys/fs/cgroup";
+  std::string mountinfo = "/proc/self/mountinfo";
+  // What Remove may spend on ending the processes that are left.
+  std::chrono::milliseconds kill_limit = std::chrono::seconds(10);
+};
+
 // The host's cgroups, v1, hybrid or v2: a child `magnetar-<id>` of the pod's
 // cgroup_parent in every hierarchy that is mounted (systemd form
 // "kubepods-pod1.slice" or cgroupfs form "/kubepods/pod1"; empty: "/magnetar").
-// The mount point is a parameter, so that tests use a fake tree. Calls block.
+// Calls block and may overlap for different sandboxes.
+//
+// Errors: INVALID_ARGUMENT for an id or a cgroup_parent that is none; FAILED_PRECONDITION for a
+// limit whose controller v2 does not let into the parent. A limit whose controller v1 has
+// not mounted is dropped.
 class CgroupManager {
  public:
   virtual ~CgroupManager() = default;
-  // Makes the cgroup (and its parents) and returns opened cgroup.procs files,
+  // Makes the cgroup (and its parents), which may exist, and returns opened cgroup.procs files,
   // one for each hierarchy, into which a process may write "0".
   virtual absl::StatusOr<std::vector<UniqueFd>> Create(const std::string& cgroup_parent,
                                                        const std::string& sandbox_id,
                                                        const SandboxLimits& limits) = 0;
   virtual absl::Status Update(const std::string& cgroup_parent, const std::string& sandbox_id,
                               const SandboxLimits& limits) = 0;
-  // Counters in v2's form, whatever the host has.
+  // Counters in v2's form, whatever the host has. NOT_FOUND if the sandbox has no cgroup.
   virtual absl::StatusOr<io::containerd::cgroups::v2::Metrics> Metrics(
       const std::string& cgroup_parent, const std::string& sandbox_id) = 0;
   // Kills what is left inside and removes it; an absent one is fine. Parents
   // that this made and that are empty go too.
   virtual absl::Status Remove(const std::string& cgroup_parent, const std::string& sandbox_id) = 0;
 };
+
+// Reads the layout once. FAILED_PRECONDITION if there are no cgroups.
+absl::StatusOr<std::unique_ptr<CgroupManager>> CreateCgroupManager(CgroupOptions options = {});
 
 }  // namespace magnetar::daemon

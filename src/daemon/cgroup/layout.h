@@ -1,0 +1,37 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+
+// Where the host's cgroups are and where a sandbox's belongs in them; no system calls.
+namespace magnetar::daemon {
+
+struct Hierarchy {
+  std::string path;  // mount point
+  bool v2 = false;
+  std::vector<std::string> controllers;  // v1: {"cpu", "cpuacct"} or {"name=systemd"}
+
+  bool Has(absl::string_view controller) const;
+  bool operator==(const Hierarchy&) const = default;
+};
+
+// Hierarchies mounted at or below `mount_point`, from the text of /proc/<pid>/mountinfo: one with
+// v2, several with v1, and v2's among them (without controllers of v1) on a hybrid host.
+// FAILED_PRECONDITION if there are none.
+absl::StatusOr<std::vector<Hierarchy>> ParseHierarchies(absl::string_view mountinfo,
+                                                        absl::string_view mount_point);
+
+// The path of a CRI cgroup_parent within a hierarchy, without slashes at its ends.
+// systemd's form is expanded: "kubepods-burstable-pod1.slice" is
+// "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice". Empty: "magnetar".
+// INVALID_ARGUMENT for "..", empty components and names that systemd would refuse.
+absl::StatusOr<std::string> ParentPath(absl::string_view cgroup_parent);
+
+// ParentPath and the sandbox's own component.
+absl::StatusOr<std::string> SandboxPath(absl::string_view cgroup_parent,
+                                        absl::string_view sandbox_id);
+
+}  // namespace magnetar::daemon

@@ -1,0 +1,135 @@
+#include "src/daemon/cgroup/sandbox_cgroup.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/xattr.h>
+
+#include "absl/strings/str_cat.h"
+#include "src/daemon/cgroup/fake_tree.h"
+
+namespace magnetar::daemon {
+namespace {
+
+using ::testing::HasSubstr;
+
+class SandboxCgroupTest : public FakeTree {
+ protected:
+  std::unique_ptr<CgroupManager> Unified() {
+    Put("mountinfo", absl::StrCat("30 1 0:26 / ", root_, "/c rw - cgroup2 cgroup2 rw\n"));
+    return Manager();
+  }
+  std::unique_ptr<CgroupManager> Hybrid() {
+    std::string text;
+    int device = 30;
+    for (const char* c : {"cpu", "memory", "pids", "cpuset", "devices"}) {
+      ++device;
+      absl::StrAppend(&text, device, " 1 0:", device, " / ", root_, "/c/", c,
+                      " rw - cgroup cgroup rw,", c, "\n");
+    }
+    absl::StrAppend(&text, "40 1 0:40 / ", root_, "/c/unified rw - cgroup2 cgroup2 rw\n");
+    Put("mountinfo", text);
+    return Manager();
+  }
+  // What a kernel would put into a new cgroup.
+  void PutV1(const std::string& path) {
+    for (const char* c : {"cpu", "memory", "pids", "cpuset", "devices", "unified"}) {
+      Put(absl::StrCat("c/", c, "/", path, "/cgroup.procs"));
+    }
+    for (const char* file : {"cpu.shares", "cpu.cfs_quota_us", "cpu.cfs_period_us"}) {
+      Put(absl::StrCat("c/cpu/", path, "/", file));
+    }
+    Put(absl::StrCat("c/memory/", path, "/memory.limit_in_bytes"));
+    Put(absl::StrCat("c/cpuset/", path, "/cpuset.cpus"));
+    Put(absl::StrCat("c/cpuset/", path, "/cpuset.mems"));
+  }
+
+ private:
+  std::unique_ptr<CgroupManager> Manager() {
+    auto manager = CreateCgroupManager({.mount_point = Path("c"),
+                                        .mountinfo = Path("mountinfo"),
+                                        .kill_limit = std::chrono::seconds(2)});
+    EXPECT_TRUE(manager.ok()) << manager.status();
+    return manager.ok() ? *std::move(manager) : nullptr;
+  }
+};
+
+TEST_F(SandboxCgroupTest, HybridWritesWhereTheControllerIs) {
+  auto manager = Hybrid();
+  Put("c/cpuset/cpuset.cpus", "0-3\n");
+  Put("c/cpuset/cpuset.mems", "0\n");
+  PutV1("kubepods/pod1");
+  PutV1("kubepods/pod1/magnetar-s1");
+  Put("c/cpuset/kubepods/cpuset.cpus", "\n");
+  Put("c/cpuset/kubepods/cpuset.mems", "0\n");
+  auto procs = manager->Create("/kubepods/pod1", "s1",
+                               {.memory_bytes = 4096, .cpu_quota_us = 1000, .pids = 10});
+  ASSERT_TRUE(procs.ok()) << procs.status();
+  EXPECT_EQ(procs->size(), 6u);
+  EXPECT_EQ(Get("c/memory/kubepods/pod1/magnetar-s1/memory.limit_in_bytes"), "4096");
+  EXPECT_EQ(Get("c/cpu/kubepods/pod1/magnetar-s1/cpu.cfs_quota_us"), "1000");
+  EXPECT_EQ(Get("c/cpu/kubepods/pod1/magnetar-s1/cpu.cfs_period_us"), "100000");
+  EXPECT_EQ(Get("c/cpu/kubepods/pod1/magnetar-s1/cpu.shares"), "");
+  EXPECT_EQ(Get("c/cpuset/kubepods/cpuset.cpus"), "0-3");
+  EXPECT_EQ(Get("c/cpuset/kubepods/pod1/magnetar-s1/cpuset.cpus"), "0-3");
+  EXPECT_EQ(Get("c/cpuset/kubepods/pod1/magnetar-s1/cpuset.mems"), "0");
+
+  ASSERT_TRUE(manager->Update("/kubepods/pod1", "s1", {.cpu_shares = 7}).ok());
+  EXPECT_THAT(Get("c/memory/kubepods/pod1/magnetar-s1/memory.limit_in_bytes"), HasSubstr("-1"));
+}
+
+TEST_F(SandboxCgroupTest, UnifiedEnablesControllersForTheChildren) {
+  auto manager = Unified();
+  Put("c/cgroup.controllers", "cpuset cpu io memory pids\n");
+  Put("c/cgroup.subtree_control", "cpu memory pids\n");
+  for (const char* path : {"kubepods.slice", "kubepods.slice/kubepods-pod1.slice"}) {
+    Put(absl::StrCat("c/", path, "/cgroup.controllers"), "cpu memory\n");
+    Put(absl::StrCat("c/", path, "/cgroup.subtree_control"), "memory\n");
+  }
+  const std::string leaf = "c/kubepods.slice/kubepods-pod1.slice/magnetar-s1";
+  for (const char* file : {"cgroup.procs", "memory.max", "cpu.weight"}) Put(leaf + "/" + file);
+  auto procs =
+      manager->Create("kubepods-pod1.slice", "s1", {.memory_bytes = 4096, .cpu_shares = 1024});
+  ASSERT_TRUE(procs.ok()) << procs.status();
+  EXPECT_EQ(procs->size(), 1u);
+  EXPECT_EQ(Get(leaf + "/memory.max"), "4096");
+  EXPECT_EQ(Get(leaf + "/cpu.weight"), "39");
+  EXPECT_THAT(Get("c/cgroup.subtree_control"), HasSubstr("+io"));
+  EXPECT_THAT(Get("c/kubepods.slice/cgroup.subtree_control"), HasSubstr("+cpu"));
+
+  // pids is not delegated to this slice.
+  absl::Status status = manager->Create("kubepods-pod1.slice", "s2", {.pids = 5}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("pids"));
+  EXPECT_FALSE(Exists("c/kubepods.slice/kubepods-pod1.slice/magnetar-s2"));
+}
+
+TEST_F(SandboxCgroupTest, RemoveTakesItsOwnParentsAndLeavesOthers) {
+  auto manager = Unified();
+  Put("c/kubepods/cgroup.marker");
+  // Fails for want of cgroup.procs, and so undoes what it made.
+  EXPECT_FALSE(manager->Create("/kubepods/pod1", "s1", {}).ok());
+  EXPECT_FALSE(Exists("c/kubepods/pod1/magnetar-s1"));
+  EXPECT_TRUE(Exists("c/kubepods"));
+  char probe[2];
+  ::setxattr(Path("c").c_str(), "trusted.probe", "1", 1, 0);
+  if (::getxattr(Path("c").c_str(), "trusted.probe", probe, sizeof(probe)) == 1) {
+    EXPECT_FALSE(Exists("c/kubepods/pod1"));
+  }
+  EXPECT_TRUE(manager->Remove("/kubepods/pod1", "s1").ok());
+}
+
+TEST_F(SandboxCgroupTest, MetricsOfNoneIsNotFound) {
+  auto manager = Unified();
+  EXPECT_TRUE(absl::IsNotFound(manager->Metrics("/kubepods/pod1", "s1").status()));
+  EXPECT_TRUE(absl::IsNotFound(manager->Update("/kubepods/pod1", "s1", {})));
+  EXPECT_TRUE(absl::IsInvalidArgument(manager->Remove("/../x", "s1")));
+}
+
+TEST_F(SandboxCgroupTest, NoCgroupsIsAnError) {
+  Put("mountinfo", "");
+  EXPECT_TRUE(absl::IsFailedPrecondition(
+      CreateCgroupManager({.mount_point = Path("c"), .mountinfo = Path("mountinfo")}).status()));
+}
+
+}  // namespace
+}  // namespace magnetar::daemon
