@@ -45,6 +45,7 @@ struct ContainerRequest {
   std::string container_id;
   std::string spec_json;                         // as containerd has it
   std::vector<containerd::types::Mount> rootfs;  // as RootfsMounts (rootfs_source.h) gives them
+  std::vector<std::string> rootfs_mount_types;   // Task.Create's: must be rootfs's
   // Files that the guest itself holds and that CRI would have bound in:
   // hostname, hosts, resolv.conf, shm. Guest paths; empty: none.
   std::string guest_hostname, guest_hosts, guest_resolv_conf, guest_shm;

@@ -1,0 +1,215 @@
+#include "src/daemon/storage/container_mounts.h"
+
+#include <fcntl.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <climits>
+#include <cstdlib>
+#include <memory>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "magnetar/files.h"
+#include "magnetar/status.h"
+#include "magnetar/unique_fd.h"
+#include "src/daemon/storage/mount_calls.h"
+#include "src/daemon/storage/shared_tree.h"
+
+namespace magnetar::daemon {
+namespace {
+
+constexpr size_t kMaxMountinfoBytes = 64 << 20;
+
+// A path of the host that is not there, or cannot be had, is the caller's mistake, not an
+// unknown sandbox: no NOT_FOUND.
+absl::Status HostPathError(int error, const std::string& path) {
+  const absl::Status status = ErrnoStatus(error, absl::StrCat("open ", absl::CHexEscape(path)));
+  return absl::FailedPreconditionError(status.message());
+}
+
+absl::StatusOr<UniqueFd> OpenHostPath(const std::string& path, struct stat& st) {
+  UniqueFd fd(::open(path.c_str(), O_PATH | O_CLOEXEC));
+  if (!fd.ok() || ::fstat(fd.get(), &st) != 0) return HostPathError(errno, path);
+  return fd;
+}
+
+absl::Status AttachClone(int source, const TreeOptions& options, const ShareTarget& target,
+                         bool directory) {
+  absl::StatusOr<UniqueFd> tree = CloneTree(source, options);
+  if (!tree.ok()) return tree.status();
+  absl::StatusOr<SharedTree> shared = SharedTree::Open(target.shared_directory);
+  if (!shared.ok()) return shared.status();
+  absl::StatusOr<UniqueFd> place =
+      shared->MakeMountPoint(target.container_id, target.name, directory);
+  if (!place.ok()) return place.status();
+  return AttachTree(tree->get(), place->get());
+}
+
+absl::Status ShareOverlay(const RootfsPlan& plan, const ShareTarget& target) {
+  absl::StatusOr<SharedTree> shared = SharedTree::Open(target.shared_directory);
+  if (!shared.ok()) return shared.status();
+  absl::StatusOr<UniqueFd> place = shared->MakeMountPoint(target.container_id, target.name, true);
+  if (!place.ok()) return place.status();
+  absl::Status status = MountOverlay(plan.options, place->get());
+  // A layer that has vanished.
+  if (absl::IsNotFound(status)) return absl::FailedPreconditionError(status.message());
+  return status;
+}
+
+absl::Status ShareDirectory(const RootfsPlan& plan, const ShareTarget& target) {
+  struct stat st = {};
+  absl::StatusOr<UniqueFd> source = OpenHostPath(plan.source, st);
+  if (!source.ok()) return source.status();
+  if (!S_ISDIR(st.st_mode)) {
+    return absl::FailedPreconditionError(absl::StrCat(plan.source, " is no directory"));
+  }
+  const TreeOptions options = {
+      .recursive = plan.recursive, .read_only = plan.read_only, .follow_host = false};
+  return AttachClone(source->get(), options, target, true);
+}
+
+const char* WhatCannotBeShared(const struct stat& st) {
+  switch (st.st_mode & S_IFMT) {
+    case S_IFDIR:
+    case S_IFREG:
+      return nullptr;
+    case S_IFSOCK:
+      return "sockets cannot be shared with a VM";
+    case S_IFIFO:
+      return "FIFOs cannot be shared with a VM";
+    default:
+      return "devices of the host cannot be given to a VM";
+  }
+}
+
+// Whether `path` is `directory` or lies in it.
+bool IsWithin(const std::string& path, const std::string& directory) {
+  return path == directory || absl::StartsWith(path, absl::StrCat(directory, "/"));
+}
+
+absl::StatusOr<std::string> RealPath(int fd) {
+  char path[PATH_MAX];
+  const ssize_t n = ::readlink(absl::StrCat("/proc/self/fd/", fd).c_str(), path, sizeof(path));
+  if (n < 0) return ErrnoStatus(errno, "readlink");
+  return std::string(path, static_cast<size_t>(n));
+}
+
+absl::StatusOr<std::string> RealPath(const std::string& path) {
+  const std::unique_ptr<char, void (*)(void*)> real(::realpath(path.c_str(), nullptr), &::free);
+  if (real == nullptr) return ErrnoStatus(errno, absl::StrCat("realpath ", path));
+  return std::string(real.get());
+}
+
+absl::Status CheckHostSource(int source, const struct stat& st, const std::string& run_directory) {
+  if (const char* why = WhatCannotBeShared(st)) return absl::FailedPreconditionError(why);
+  struct stat root = {};
+  if (::stat("/", &root) != 0) return ErrnoStatus(errno, "stat /");
+  const absl::StatusOr<std::string> path = RealPath(source);
+  if (!path.ok()) return path.status();
+  if (*path == "/" || (root.st_dev == st.st_dev && root.st_ino == st.st_ino)) {
+    return absl::FailedPreconditionError("the host's root directory cannot be shared with a VM");
+  }
+  const absl::StatusOr<std::string> own = RealPath(run_directory);
+  if (!own.ok()) return own.status();
+  if (IsWithin(*path, *own) || IsWithin(*own, *path)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(*path, " holds or is a part of the sandboxer's own ", *own));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status BindHostPath(const HostBind& bind, const ShareTarget& target,
+                          const std::string& run_directory) {
+  struct stat st = {};
+  absl::StatusOr<UniqueFd> source = OpenHostPath(bind.source, st);
+  if (!source.ok()) return source.status();
+  MAGNETAR_RETURN_IF_ERROR(CheckHostSource(source->get(), st, run_directory));
+  const TreeOptions options = {
+      .recursive = bind.recursive, .read_only = bind.read_only, .follow_host = bind.follow_host};
+  return AttachClone(source->get(), options, target, S_ISDIR(st.st_mode));
+}
+
+// mountinfo writes space, tab, newline and backslash as three octal digits.
+std::string UnescapeMountinfo(const std::string& field) {
+  std::string text;
+  for (size_t i = 0; i < field.size(); ++i) {
+    const auto digit = [&field](size_t at) { return field[at] >= '0' && field[at] <= '7'; };
+    if (field[i] == '\\' && i + 3 < field.size() && digit(i + 1) && digit(i + 2) && digit(i + 3)) {
+      text.push_back(static_cast<char>((field[i + 1] - '0') * 64 + (field[i + 2] - '0') * 8 +
+                                       (field[i + 3] - '0')));
+      i += 3;
+    } else {
+      text.push_back(field[i]);
+    }
+  }
+  return text;
+}
+
+}  // namespace
+
+absl::Status ShareRootfs(const RootfsPlan& plan, const ShareTarget& target) {
+  const absl::Status status = plan.kind == RootfsPlan::Kind::kOverlay
+                                  ? ShareOverlay(plan, target)
+                                  : ShareDirectory(plan, target);
+  return Annotate(status, "rootfs");
+}
+
+absl::Status ShareBind(const HostBind& bind, const ShareTarget& target,
+                       const std::string& run_directory) {
+  return Annotate(BindHostPath(bind, target, run_directory),
+                  absl::StrCat("mounts[", bind.index, "] ", absl::CHexEscape(bind.destination)));
+}
+
+absl::Status Unshare(const ShareTarget& target) {
+  absl::StatusOr<SharedTree> shared = SharedTree::Open(target.shared_directory);
+  if (absl::IsNotFound(shared.status())) return absl::OkStatus();
+  if (!shared.ok()) return shared.status();
+  return shared->Unmount(target.container_id, target.name);
+}
+
+absl::Status RemoveShares(const std::string& shared_directory, const std::string& container_id) {
+  absl::StatusOr<SharedTree> shared = SharedTree::Open(shared_directory);
+  if (absl::IsNotFound(shared.status())) return absl::OkStatus();
+  if (!shared.ok()) return shared.status();
+  return shared->Remove(container_id);
+}
+
+std::vector<std::string> MountPointsBelow(const std::string& mountinfo,
+                                          const std::string& directory) {
+  constexpr size_t kMountPointField = 4;
+  const std::string prefix = absl::StrCat(directory, "/");
+  std::vector<std::string> result;
+  for (const absl::string_view line : absl::StrSplit(mountinfo, '\n')) {
+    const std::vector<std::string> fields = absl::StrSplit(line, ' ');
+    if (fields.size() <= kMountPointField) continue;
+    std::string point = UnescapeMountinfo(fields[kMountPointField]);
+    if (absl::StartsWith(point, prefix)) result.push_back(std::move(point));
+  }
+  return result;
+}
+
+absl::Status UnmountBelow(const std::string& directory) {
+  const absl::StatusOr<std::string> real = RealPath(directory);
+  if (absl::IsNotFound(real.status())) return absl::OkStatus();
+  if (!real.ok()) return real.status();
+  const absl::StatusOr<std::string> mountinfo =
+      ReadFile("/proc/self/mountinfo", kMaxMountinfoBytes);
+  if (!mountinfo.ok()) return mountinfo.status();
+  const std::vector<std::string> points = MountPointsBelow(*mountinfo, *real);
+  absl::Status first_error;
+  for (auto point = points.rbegin(); point != points.rend(); ++point) {
+    if (::umount2(point->c_str(), UMOUNT_NOFOLLOW) == 0) continue;
+    if (errno == EBUSY && ::umount2(point->c_str(), UMOUNT_NOFOLLOW | MNT_DETACH) == 0) continue;
+    // Gone with the mount that it was on.
+    if (errno == EINVAL || errno == ENOENT) continue;
+    first_error.Update(ErrnoStatus(errno, absl::StrCat("umount ", *point)));
+  }
+  return first_error;
+}
+
+}  // namespace magnetar::daemon

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <string>
+
+#include "absl/status/status.h"
+#include "src/daemon/storage/rootfs_plan.h"
+#include "src/daemon/storage/spec_rewrite.h"
+
+namespace magnetar::daemon {
+
+// Where a mount of a container goes: `<shared directory>/<container id>/<name>`.
+struct ShareTarget {
+  std::string shared_directory;
+  std::string container_id;
+  std::string name;  // "rootfs", "m3"
+};
+
+// Mounts a root filesystem that is shared as files. Blocks.
+absl::Status ShareRootfs(const RootfsPlan& plan, const ShareTarget& target);
+
+// Binds a file or directory of the host. Refuses, naming the mount, what a VM cannot share:
+// sockets, FIFOs, devices, the host's root directory, and what holds or lies in
+// `run_directory`, where the daemon keeps all its sandboxes. Blocks.
+absl::Status ShareBind(const HostBind& bind, const ShareTarget& target,
+                       const std::string& run_directory);
+
+// Undoes either. Nothing there is fine. Blocks.
+absl::Status Unshare(const ShareTarget& target);
+// Removes what is left of a container in the shared directory. Blocks.
+absl::Status RemoveShares(const std::string& shared_directory, const std::string& container_id);
+
+// Undoes all mounts below a directory, from mountinfo. Blocks.
+absl::Status UnmountBelow(const std::string& directory);
+
+// Mount points strictly below `directory`, in the order of mounting. Pure: `mountinfo` is the
+// text of /proc/self/mountinfo (format: proc_pid_mountinfo(5)).
+std::vector<std::string> MountPointsBelow(const std::string& mountinfo,
+                                          const std::string& directory);
+
+}  // namespace magnetar::daemon

@@ -1,0 +1,316 @@
+#include "src/daemon/storage/container_storage.h"
+
+#include <algorithm>
+#include <boost/asio/bind_cancellation_slot.hpp>
+#include <boost/asio/cancellation_signal.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/this_coro.hpp>
+#include <mutex>
+#include <set>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "magnetar/blocking.h"
+#include "magnetar/failpoint.h"
+#include "magnetar/ids.h"
+#include "magnetar/status.h"
+#include "src/daemon/config/log.h"
+#include "src/daemon/storage/container_mounts.h"
+#include "src/daemon/storage/disk_image.h"
+#include "src/daemon/storage/rootfs_plan.h"
+#include "src/daemon/storage/spec_rewrite.h"
+
+namespace magnetar::daemon {
+namespace {
+
+constexpr char kGuestShared[] = "/run/magnetar/shared/";
+constexpr char kGuestContainers[] = "/run/magnetar/containers/";
+constexpr char kRootfs[] = "rootfs";
+
+bool SameStep(const StorageStep& a, const StorageStep& b) {
+  return a.kind == b.kind && a.container_id == b.container_id && a.path == b.path &&
+         a.serial == b.serial;
+}
+
+absl::Status AddStep(SandboxStorage& sandbox, const StorageStep& step) {
+  const absl::Status status = sandbox.journal_add(step);
+  if (!status.ok()) return Annotate(status, "journal");
+  sandbox.steps.push_back(step);
+  return absl::OkStatus();
+}
+
+absl::Status RemoveStep(SandboxStorage& sandbox, const StorageStep& step) {
+  const absl::Status status = sandbox.journal_remove(step);
+  if (!status.ok()) return Annotate(status, "journal");
+  const auto found = std::find_if(sandbox.steps.begin(), sandbox.steps.end(),
+                                  [&step](const StorageStep& s) { return SameStep(s, step); });
+  if (found != sandbox.steps.end()) sandbox.steps.erase(found);
+  return absl::OkStatus();
+}
+
+bool HasSteps(const SandboxStorage& sandbox, const std::string& container_id) {
+  return std::any_of(
+      sandbox.steps.begin(), sandbox.steps.end(),
+      [&container_id](const StorageStep& step) { return step.container_id == container_id; });
+}
+
+// The directory of all sandboxes, which holds this one's.
+std::string RunDirectory(const SandboxStorage& sandbox) {
+  std::string directory = sandbox.directory;
+  while (directory.size() > 1 && directory.back() == '/') directory.pop_back();
+  return directory.substr(0, std::max<size_t>(directory.rfind('/'), 1));
+}
+
+StorageStep MountStep(const SandboxStorage& sandbox, const std::string& container_id,
+                      const std::string& name) {
+  StorageStep step;
+  step.kind = StorageStep::Kind::kMount;
+  step.container_id = container_id;
+  step.path = absl::StrCat(sandbox.shared_directory, "/", container_id, "/", name);
+  return step;
+}
+
+ShareTarget TargetOf(const SandboxStorage& sandbox, const StorageStep& step) {
+  return {sandbox.shared_directory, step.container_id, step.path.substr(step.path.rfind('/') + 1)};
+}
+
+// `work` between the two failpoints of a mount; blocks.
+template <typename F>
+absl::Status WithFailpoints(const char* before, const char* after, F work) {
+  MAGNETAR_RETURN_IF_ERROR(Failpoint(before));
+  MAGNETAR_RETURN_IF_ERROR(work());
+  return Failpoint(after);
+}
+
+Co<absl::Status> AttachDisk(SandboxStorage* sandbox, std::string container_id, RootfsPlan plan,
+                            agent::v1::PreparedContainer* prepared) {
+  StorageStep step;
+  step.kind = StorageStep::Kind::kDisk;
+  step.container_id = container_id;
+  step.source = plan.source;
+  step.serial = DiskSerial(container_id);
+  const bool taken =
+      std::any_of(sandbox->steps.begin(), sandbox->steps.end(),
+                  [&step](const StorageStep& other) { return other.serial == step.serial; });
+  if (taken) {
+    co_return absl::AlreadyExistsError(absl::StrCat("rootfs: a disk with serial ", step.serial));
+  }
+
+  auto open = RunBlocking(*sandbox->blocking, [source = plan.source, ro = plan.read_only] {
+    return OpenDiskImage(source, ro);
+  });
+  absl::StatusOr<UniqueFd> image = co_await std::move(open);
+  if (!image.ok()) co_return Annotate(image.status(), kRootfs);
+
+  MAGNETAR_CO_RETURN_IF_ERROR(AddStep(*sandbox, step));
+  MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("storage.disk.before"));
+  vmm::DiskSpec disk;
+  disk.serial = step.serial;
+  disk.fd = image->get();
+  disk.read_only = plan.read_only;
+  auto add = sandbox->vm->AddDisk(std::move(disk));
+  const absl::Status added = co_await std::move(add);
+  if (!added.ok()) co_return Annotate(added, absl::StrCat("rootfs: attach ", plan.source));
+  MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("storage.disk.after"));
+
+  agent::v1::Storage* storage = prepared->add_storages();
+  storage->set_kind(agent::v1::Storage::DISK);
+  storage->set_serial(step.serial);
+  storage->set_fstype(plan.fstype);
+  for (std::string& option : plan.options) storage->add_options(std::move(option));
+  storage->set_target(absl::StrCat(kGuestContainers, container_id, "/", kRootfs));
+  storage->set_read_only(plan.read_only);
+  co_return absl::OkStatus();
+}
+
+Co<absl::Status> ShareFiles(SandboxStorage* sandbox, std::string container_id, RootfsPlan plan) {
+  const StorageStep step = MountStep(*sandbox, container_id, kRootfs);
+  MAGNETAR_CO_RETURN_IF_ERROR(AddStep(*sandbox, step));
+  auto share =
+      RunBlocking(*sandbox->blocking, [plan = std::move(plan), target = TargetOf(*sandbox, step)] {
+        return WithFailpoints("storage.mount.before", "storage.mount.after",
+                              [&] { return ShareRootfs(plan, target); });
+      });
+  co_return co_await std::move(share);
+}
+
+Co<absl::Status> ShareHostPaths(SandboxStorage* sandbox, std::string container_id,
+                                std::vector<HostBind> binds) {
+  const std::string run_directory = RunDirectory(*sandbox);
+  for (const HostBind& bind : binds) {
+    const StorageStep step = MountStep(*sandbox, container_id, bind.name);
+    MAGNETAR_CO_RETURN_IF_ERROR(AddStep(*sandbox, step));
+    auto share =
+        RunBlocking(*sandbox->blocking, [bind, target = TargetOf(*sandbox, step), run_directory] {
+          return WithFailpoints("storage.bind.before", "storage.bind.after",
+                                [&] { return ShareBind(bind, target, run_directory); });
+        });
+    const absl::Status status = co_await std::move(share);
+    MAGNETAR_CO_RETURN_IF_ERROR(status);
+  }
+  co_return absl::OkStatus();
+}
+
+// Its arguments are checked; leaves its steps behind when it fails.
+Co<absl::Status> Build(SandboxStorage* sandbox, std::string container_id, RootfsPlan plan,
+                       std::vector<HostBind> binds, agent::v1::PreparedContainer* prepared) {
+  absl::Status status;
+  if (plan.kind == RootfsPlan::Kind::kDisk) {
+    auto attach = AttachDisk(sandbox, container_id, std::move(plan), prepared);
+    status = co_await std::move(attach);
+  } else {
+    auto share = ShareFiles(sandbox, container_id, std::move(plan));
+    status = co_await std::move(share);
+  }
+  MAGNETAR_CO_RETURN_IF_ERROR(status);
+  auto share = ShareHostPaths(sandbox, std::move(container_id), std::move(binds));
+  co_return co_await std::move(share);
+}
+
+Co<absl::Status> UndoStep(SandboxStorage* sandbox, StorageStep step) {
+  if (step.kind == StorageStep::Kind::kMount) {
+    auto unshare = RunBlocking(*sandbox->blocking, [target = TargetOf(*sandbox, step)] {
+      return WithFailpoints("storage.unmount.before", "storage.unmount.after",
+                            [&] { return Unshare(target); });
+    });
+    co_return co_await std::move(unshare);
+  }
+  MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("storage.detach.before"));
+  if (sandbox->vm != nullptr) {
+    auto remove = sandbox->vm->RemoveDisk(step.serial);
+    const absl::Status removed = co_await std::move(remove);
+    // It was never attached, or went with the VM.
+    if (!removed.ok() && !absl::IsNotFound(removed) && !absl::IsUnavailable(removed)) {
+      co_return Annotate(removed, absl::StrCat("detach ", step.source));
+    }
+  }
+  co_return Failpoint("storage.detach.after");
+}
+
+Co<absl::Status> ReleaseSteps(SandboxStorage* sandbox, std::string container_id) {
+  std::vector<StorageStep> steps;
+  for (auto step = sandbox->steps.rbegin(); step != sandbox->steps.rend(); ++step) {
+    if (step->container_id == container_id) steps.push_back(*step);
+  }
+  absl::Status first_error;
+  for (const StorageStep& step : steps) {
+    auto undo = UndoStep(sandbox, step);
+    absl::Status status = co_await std::move(undo);
+    if (status.ok()) status = RemoveStep(*sandbox, step);
+    first_error.Update(status);
+  }
+  auto remove = RunBlocking(*sandbox->blocking, [shared = sandbox->shared_directory, container_id] {
+    return RemoveShares(shared, container_id);
+  });
+  const absl::Status removed = co_await std::move(remove);
+  first_error.Update(removed);
+  co_return Annotate(first_error, absl::StrCat("release ", container_id));
+}
+
+absl::Status CheckMountTypes(const ContainerRequest& request) {
+  if (request.rootfs_mount_types.empty()) return absl::OkStatus();
+  bool same = request.rootfs.size() == request.rootfs_mount_types.size();
+  for (size_t i = 0; same && i < request.rootfs.size(); ++i) {
+    same = request.rootfs[i].type() == request.rootfs_mount_types[i];
+  }
+  if (same) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      "rootfs: the types of the task's mounts are not those of containerd's");
+}
+
+class Storage : public ContainerStorage {
+ public:
+  Co<absl::StatusOr<agent::v1::PreparedContainer>> Prepare(SandboxStorage& sandbox,
+                                                           ContainerRequest request) override {
+    auto work = PrepareAll(&sandbox, std::move(request));
+    auto done = Uncancelled(std::move(work));
+    co_return co_await std::move(done);
+  }
+
+  Co<absl::Status> Release(SandboxStorage& sandbox, std::string container_id) override {
+    const absl::Status valid = ValidateId(container_id, "container_id");
+    MAGNETAR_CO_RETURN_IF_ERROR(valid);
+    auto work = ReleaseSteps(&sandbox, std::move(container_id));
+    auto done = Uncancelled(std::move(work));
+    co_return co_await std::move(done);
+  }
+
+  absl::Status UnmountAll(const std::string& shared_directory) override {
+    return UnmountBelow(shared_directory);
+  }
+
+ private:
+  // A coroutine of its own that the caller's cancellation does not reach.
+  template <typename T>
+  static Co<T> Uncancelled(Co<T> work) {
+    auto executor = co_await asio::this_coro::executor;
+    auto token = asio::bind_cancellation_slot(asio::cancellation_slot(), asio::use_awaitable);
+    auto done = asio::co_spawn(executor, std::move(work), token);
+    co_return co_await std::move(done);
+  }
+
+  Co<absl::StatusOr<agent::v1::PreparedContainer>> PrepareAll(SandboxStorage* sandbox,
+                                                              ContainerRequest request) {
+    const std::string& id = request.container_id;
+    const absl::Status valid = ValidateId(id, "container_id");
+    MAGNETAR_CO_RETURN_IF_ERROR(valid);
+    const absl::Status types = CheckMountTypes(request);
+    MAGNETAR_CO_RETURN_IF_ERROR(types);
+    absl::StatusOr<RootfsPlan> plan = PlanRootfs(request.rootfs);
+    if (!plan.ok()) co_return plan.status();
+    const bool disk = plan->kind == RootfsPlan::Kind::kDisk;
+
+    SpecRequest rules;
+    rules.sandbox_id = sandbox->sandbox_id;
+    rules.container_id = id;
+    rules.guest_rootfs = absl::StrCat(disk ? kGuestContainers : kGuestShared, id, "/", kRootfs);
+    rules.guest_mounts = absl::StrCat(kGuestShared, id);
+    rules.guest_hostname = request.guest_hostname;
+    rules.guest_hosts = request.guest_hosts;
+    rules.guest_resolv_conf = request.guest_resolv_conf;
+    rules.guest_shm = request.guest_shm;
+    absl::StatusOr<RewrittenSpec> spec = RewriteSpec(request.spec_json, rules);
+    if (!spec.ok()) co_return spec.status();
+
+    if (HasSteps(*sandbox, id)) {
+      auto earlier = ReleaseSteps(sandbox, id);
+      const absl::Status released = co_await std::move(earlier);
+      if (!released.ok()) co_return Annotate(released, "an earlier attempt");
+    }
+
+    agent::v1::PreparedContainer prepared;
+    auto build = Build(sandbox, id, *std::move(plan), std::move(spec->binds), &prepared);
+    const absl::Status built = co_await std::move(build);
+    if (!built.ok()) {
+      auto rollback = ReleaseSteps(sandbox, id);
+      const absl::Status undone = co_await std::move(rollback);
+      if (!undone.ok()) {
+        Log(LogLevel::kError, "cannot undo a container's storage",
+            {{"sandbox", sandbox->sandbox_id}, {"container", id}, {"error", undone.ToString()}});
+      }
+      co_return built;
+    }
+    LogDropped(sandbox->sandbox_id, spec->dropped);
+    prepared.set_spec(std::move(spec->json));
+    co_return prepared;
+  }
+
+  // Once for each field: a node's pods all look alike.
+  void LogDropped(const std::string& sandbox_id, const std::vector<std::string>& dropped) {
+    const std::lock_guard lock(mutex_);
+    for (const std::string& field : dropped) {
+      if (!logged_.insert(field).second) continue;
+      Log(LogLevel::kWarn, "left out of container specs, as it has no meaning in a VM",
+          {{"sandbox", sandbox_id}, {"field", field}});
+    }
+  }
+
+  std::mutex mutex_;  // sandboxes have strands of their own
+  std::set<std::string> logged_;
+};
+
+}  // namespace
+
+std::unique_ptr<ContainerStorage> ContainerStorage::Create() { return std::make_unique<Storage>(); }
+
+}  // namespace magnetar::daemon

@@ -1,0 +1,157 @@
+#include "src/daemon/storage/mount_calls.h"
+
+#include <fcntl.h>
+#include <sched.h>
+#include <sys/mount.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <thread>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "magnetar/status.h"
+
+namespace magnetar::daemon {
+namespace {
+
+constexpr char kLowerDir[] = "lowerdir=";
+
+constexpr struct {
+  const char* option;
+  unsigned long set;
+  unsigned long clear;
+} kMountFlags[] = {
+    {"ro", MS_RDONLY, 0},
+    {"rw", 0, MS_RDONLY},
+    {"nosuid", MS_NOSUID, 0},
+    {"nodev", MS_NODEV, 0},
+    {"noexec", MS_NOEXEC, 0},
+    {"noatime", MS_NOATIME, 0},
+    {"suid", 0, MS_NOSUID},
+    {"dev", 0, MS_NODEV},
+    {"exec", 0, MS_NOEXEC},
+    {"relatime", MS_RELATIME, 0},
+    {"nodiratime", MS_NODIRATIME, 0},
+};
+
+bool ApplyFlag(const std::string& option, unsigned long& flags) {
+  for (const auto& known : kMountFlags) {
+    if (option != known.option) continue;
+    flags = (flags | known.set) & ~known.clear;
+    return true;
+  }
+  return false;
+}
+
+// "/a/b/" for "/a/b/c/d" and "/a/b/e"; a common part is never a whole path.
+std::string CommonDirectory(const std::vector<std::string>& paths) {
+  std::string common = paths.front();
+  for (const std::string& path : paths) {
+    const auto [end, unused] =
+        std::mismatch(common.begin(), common.end(), path.begin(), path.end());
+    common.erase(end, common.end());
+  }
+  common.resize(common.rfind('/') + 1);
+  return common;
+}
+
+std::string FdPath(int fd) { return absl::StrCat("/proc/self/fd/", fd); }
+
+}  // namespace
+
+absl::StatusOr<UniqueFd> CloneTree(int source, const TreeOptions& options) {
+  const unsigned recursive = options.recursive ? AT_RECURSIVE : 0;
+  UniqueFd tree(
+      ::open_tree(source, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | recursive));
+  if (!tree.ok()) return ErrnoStatus(errno, "open_tree");
+  struct mount_attr attributes = {};
+  attributes.attr_set = options.read_only ? MOUNT_ATTR_RDONLY : 0;
+  attributes.propagation = options.follow_host ? MS_SLAVE : MS_PRIVATE;
+  if (::mount_setattr(tree.get(), "", AT_EMPTY_PATH | AT_RECURSIVE, &attributes,
+                      sizeof(attributes)) != 0) {
+    return ErrnoStatus(errno, "mount_setattr");
+  }
+  return tree;
+}
+
+absl::Status AttachTree(int tree, int target) {
+  if (::move_mount(tree, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH) != 0) {
+    return ErrnoStatus(errno, "move_mount");
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<MountArguments> OverlayArguments(const std::vector<std::string>& options,
+                                                size_t page_bytes) {
+  MountArguments result;
+  std::vector<std::string> data;
+  for (const std::string& option : options) {
+    // containerd's notes to itself.
+    if (absl::StartsWith(option, "X-containerd.")) continue;
+    if (!ApplyFlag(option, result.flags)) data.push_back(option);
+  }
+  result.data = absl::StrJoin(data, ",");
+  // The kernel takes one page with its terminating zero.
+  if (result.data.size() < page_bytes) return result;
+
+  const auto lower = std::find_if(data.begin(), data.end(), [](const std::string& option) {
+    return absl::StartsWith(option, kLowerDir);
+  });
+  if (lower != data.end()) {
+    std::vector<std::string> layers = absl::StrSplit(lower->substr(sizeof(kLowerDir) - 1), ':');
+    result.directory = CommonDirectory(layers);
+    for (std::string& layer : layers) layer.erase(0, result.directory.size());
+    *lower = absl::StrCat(kLowerDir, absl::StrJoin(layers, ":"));
+    result.data = absl::StrJoin(data, ",");
+  }
+  if (result.data.size() >= page_bytes) {
+    return absl::FailedPreconditionError(absl::StrCat("overlay options take ", result.data.size(),
+                                                      " bytes, more than the kernel reads"));
+  }
+  return result;
+}
+
+absl::Status MountOverlay(const std::vector<std::string>& options, int target) {
+  const absl::StatusOr<MountArguments> arguments =
+      OverlayArguments(options, static_cast<size_t>(::sysconf(_SC_PAGESIZE)));
+  if (!arguments.ok()) return arguments.status();
+  const auto mount = [&arguments, target]() -> absl::Status {
+    if (::mount("overlay", FdPath(target).c_str(), "overlay", arguments->flags,
+                arguments->data.c_str()) != 0) {
+      return ErrnoStatus(errno, "mount overlay");
+    }
+    return absl::OkStatus();
+  };
+  if (arguments->directory.empty()) return mount();
+
+  // A working directory of its own needs a thread of its own.
+  absl::Status status;
+  std::thread([&] {
+    if (::unshare(CLONE_FS) != 0) {
+      status = ErrnoStatus(errno, "unshare");
+    } else if (::chdir(arguments->directory.c_str()) != 0) {
+      status = ErrnoStatus(errno, absl::StrCat("chdir ", arguments->directory));
+    } else {
+      status = mount();
+    }
+  }).join();
+  return status;
+}
+
+absl::Status UnmountEntry(int parent, const std::string& name) {
+  const std::string path = absl::StrCat(FdPath(parent), "/", name);
+  int flags = UMOUNT_NOFOLLOW;
+  for (;;) {
+    if (::umount2(path.c_str(), flags) == 0) continue;
+    if (errno == EINVAL || errno == ENOENT) return absl::OkStatus();
+    // A file server that still knows a file of it, or mounts below it.
+    if (errno != EBUSY || (flags & MNT_DETACH) != 0) return ErrnoStatus(errno, "umount");
+    flags |= MNT_DETACH;
+  }
+}
+
+}  // namespace magnetar::daemon

@@ -1,0 +1,39 @@
+#pragma once
+
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "magnetar/unique_fd.h"
+
+namespace magnetar::daemon {
+
+// The directory that a sandbox's file server exports: `<container id>/<name>` in it are mount
+// points. A guest may be able to write there, so nothing in it is trusted: every step goes
+// from a descriptor, follows no link and crosses no mount. The directory may itself be a
+// read-only mount; entries are made through a private, writable copy of it.
+//
+// Container ids and names are single path components. All calls block.
+class SharedTree {
+ public:
+  // NOT_FOUND if it is absent.
+  static absl::StatusOr<SharedTree> Open(const std::string& path);
+
+  // Makes an empty directory, or an empty file, and opens it to be mounted on.
+  absl::StatusOr<UniqueFd> MakeMountPoint(const std::string& container_id, const std::string& name,
+                                          bool directory);
+  // Undoes what is mounted there; nothing is fine.
+  absl::Status Unmount(const std::string& container_id, const std::string& name);
+  // Removes a container's mount points once nothing is mounted on them; none is fine.
+  absl::Status Remove(const std::string& container_id);
+
+ private:
+  SharedTree(UniqueFd exported, UniqueFd writable)
+      : exported_(std::move(exported)), writable_(std::move(writable)) {}
+
+  UniqueFd exported_;
+  UniqueFd writable_;
+};
+
+}  // namespace magnetar::daemon

@@ -1,0 +1,292 @@
+#include "src/daemon/storage/spec_mounts.h"
+
+#include <algorithm>
+#include <iterator>
+#include <string_view>
+#include <utility>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "magnetar/status.h"
+
+namespace magnetar::daemon {
+namespace {
+
+// Filesystems that the guest's kernel makes by itself, whatever the host has.
+constexpr const char* kKernelTypes[] = {"proc",   "sysfs",   "tmpfs",   "ramfs",
+                                        "mqueue", "devpts",  "cgroup",  "cgroup2",
+                                        "bpf",    "debugfs", "tracefs", "securityfs"};
+
+// What an option of a bind mount means for the host and for the guest.
+enum class BindOption {
+  kPlain,  // not recursive
+  kRecursive,
+  kReadOnly,
+  kReadWrite,
+  kPrivate,
+  kFollow,  // (r)slave: what the host mounts later is seen
+  kShared,  // (r)shared: what the container mounts would be seen by the host
+  kIdMapped,
+  kDropped,  // of no meaning in a guest
+};
+
+constexpr struct {
+  const char* name;
+  BindOption meaning;
+} kBindOptions[] = {
+    {"bind", BindOption::kPlain},         {"rbind", BindOption::kRecursive},
+    {"ro", BindOption::kReadOnly},        {"rro", BindOption::kReadOnly},
+    {"rw", BindOption::kReadWrite},       {"rrw", BindOption::kReadWrite},
+    {"private", BindOption::kPrivate},    {"rprivate", BindOption::kPrivate},
+    {"unbindable", BindOption::kPrivate}, {"runbindable", BindOption::kPrivate},
+    {"slave", BindOption::kFollow},       {"rslave", BindOption::kFollow},
+    {"shared", BindOption::kShared},      {"rshared", BindOption::kShared},
+    {"idmap", BindOption::kIdMapped},     {"ridmap", BindOption::kIdMapped},
+    {"z", BindOption::kDropped},          {"Z", BindOption::kDropped},
+};
+
+// Files of the pod that the guest holds: containerd's CRI binds them from
+// ".../sandboxes/<sandbox id>/<file>", the first three only if they exist there.
+struct PodFile {
+  const char* destination;
+  const char* file;
+  std::string SpecRequest::*guest_path;
+  bool add_if_absent;
+};
+constexpr PodFile kPodFiles[] = {
+    {"/etc/hostname", "hostname", &SpecRequest::guest_hostname, true},
+    {"/etc/hosts", "hosts", &SpecRequest::guest_hosts, true},
+    {"/etc/resolv.conf", "resolv.conf", &SpecRequest::guest_resolv_conf, true},
+    {"/dev/shm", "shm", &SpecRequest::guest_shm, false},
+};
+
+struct Mount {
+  size_t index = 0;
+  std::string type;
+  std::string source;
+  std::string destination;
+  std::vector<std::string> options;
+};
+
+absl::Status MountError(absl::StatusCode code, const Mount& mount, const std::string& what) {
+  return absl::Status(code, absl::StrCat("mounts[", mount.index, "] ",
+                                         absl::CHexEscape(mount.destination), ": ", what));
+}
+absl::Status Refuse(const Mount& mount, const std::string& what) {
+  return MountError(absl::StatusCode::kFailedPrecondition, mount, what);
+}
+absl::Status Invalid(const Mount& mount, const std::string& what) {
+  return MountError(absl::StatusCode::kInvalidArgument, mount, what);
+}
+
+absl::StatusOr<Mount> ReadMount(Json& json, size_t index) {
+  const std::string where = absl::StrCat("mounts[", index, "]");
+  if (!json.is_object()) {
+    return absl::InvalidArgumentError(absl::StrCat("spec: ", where, " is no object"));
+  }
+  Mount mount;
+  mount.index = index;
+  const std::pair<const char*, std::string*> strings[] = {
+      {"type", &mount.type}, {"source", &mount.source}, {"destination", &mount.destination}};
+  for (const auto& [key, value] : strings) {
+    absl::StatusOr<std::string> found = FindString(json, where, key);
+    if (!found.ok()) return found.status();
+    *value = *std::move(found);
+  }
+  absl::StatusOr<std::vector<std::string>> options = FindStrings(json, where, "options");
+  if (!options.ok()) return options.status();
+  mount.options = *std::move(options);
+  if (mount.destination.empty()) return Invalid(mount, "no destination");
+  for (const char* mapping : {"uidMappings", "gidMappings"}) {
+    if (HasContent(json, mapping)) return Refuse(mount, "id-mapped mounts are not supported");
+  }
+  return mount;
+}
+
+bool IsBind(const Mount& mount) {
+  if (mount.type == "bind" || mount.type == "rbind") return true;
+  return std::any_of(mount.options.begin(), mount.options.end(), [](const std::string& option) {
+    return option == "bind" || option == "rbind";
+  });
+}
+
+bool IsKernelType(const std::string& type) {
+  return std::find(std::begin(kKernelTypes), std::end(kKernelTypes), type) !=
+         std::end(kKernelTypes);
+}
+
+// The pod's file that a bind mount stands for, or nullptr.
+const PodFile* FindPodFile(const Mount& mount, const SpecRequest& request) {
+  for (const PodFile& file : kPodFiles) {
+    const std::string suffix = absl::StrCat("/sandboxes/", request.sandbox_id, "/", file.file);
+    if (CleanPath(mount.destination) == file.destination &&
+        absl::EndsWith(CleanPath(mount.source), suffix)) {
+      return &file;
+    }
+  }
+  return nullptr;
+}
+
+// What the mount says to the host goes to `bind`, and what is left for the guest to `guest`.
+absl::Status ReadBindOptions(const Mount& mount, HostBind& bind, std::vector<std::string>& guest) {
+  guest.push_back("rbind");
+  guest.push_back("rprivate");
+  for (const std::string& option : mount.options) {
+    const auto* known = std::find_if(std::begin(kBindOptions), std::end(kBindOptions),
+                                     [&option](const auto& entry) { return option == entry.name; });
+    if (known == std::end(kBindOptions)) {
+      guest.push_back(option);
+      continue;
+    }
+    switch (known->meaning) {
+      case BindOption::kPlain:
+        bind.recursive = false;
+        break;
+      case BindOption::kRecursive:
+        bind.recursive = true;
+        break;
+      case BindOption::kReadOnly:
+        bind.read_only = true;
+        break;
+      case BindOption::kReadWrite:
+        bind.read_only = false;
+        break;
+      case BindOption::kPrivate:
+        bind.follow_host = false;
+        break;
+      case BindOption::kFollow:
+        bind.follow_host = true;
+        break;
+      case BindOption::kShared:
+        return Refuse(mount, absl::StrCat("mount propagation \"", option,
+                                          "\": mounts made in a VM cannot reach the host"));
+      case BindOption::kIdMapped:
+        return Refuse(mount, "id-mapped mounts are not supported");
+      case BindOption::kDropped:
+        break;
+    }
+  }
+  // A guest sees one filesystem there, without the mounts below it: "ro" covers all of it.
+  guest.push_back(bind.read_only ? "ro" : "rw");
+  return absl::OkStatus();
+}
+
+absl::Status CheckSource(const Mount& mount) {
+  if (mount.source.empty() || mount.source.front() != '/') {
+    return Invalid(
+        mount, absl::StrCat("source \"", absl::CHexEscape(mount.source), "\" is no absolute path"));
+  }
+  if (mount.source.find('\0') != std::string::npos) return Invalid(mount, "source holds a NUL");
+  if (CleanPath(mount.source) == "/") {
+    return Refuse(mount, "the host's root directory cannot be shared with a VM");
+  }
+  return absl::OkStatus();
+}
+
+Json BindJson(const std::string& destination, const std::string& source,
+              std::vector<std::string> options) {
+  Json json = Json::object();
+  json["destination"] = destination;
+  json["type"] = "bind";
+  json["source"] = source;
+  json["options"] = std::move(options);
+  return json;
+}
+
+Json SmallShm(const std::string& destination) {
+  Json json = Json::object();
+  json["destination"] = destination;
+  json["type"] = "tmpfs";
+  json["source"] = "shm";
+  json["options"] = {"nosuid", "noexec", "nodev", "mode=1777", "size=65536k"};
+  return json;
+}
+
+absl::Status RewriteBind(const Mount& mount, const SpecRequest& request, Json& json,
+                         std::vector<HostBind>& binds) {
+  HostBind bind;
+  bind.recursive = mount.type == "rbind";
+  std::vector<std::string> options;
+  MAGNETAR_RETURN_IF_ERROR(ReadBindOptions(mount, bind, options));
+
+  if (const PodFile* file = FindPodFile(mount, request)) {
+    const std::string& guest_path = request.*file->guest_path;
+    if (!guest_path.empty()) {
+      json = BindJson(mount.destination, guest_path, std::move(options));
+      return absl::OkStatus();
+    }
+    if (!file->add_if_absent) {
+      json = SmallShm(mount.destination);
+      return absl::OkStatus();
+    }
+  }
+
+  MAGNETAR_RETURN_IF_ERROR(CheckSource(mount));
+  bind.index = mount.index;
+  bind.name = absl::StrCat("m", mount.index);
+  bind.source = mount.source;
+  bind.destination = mount.destination;
+  json = BindJson(mount.destination, absl::StrCat(request.guest_mounts, "/", bind.name),
+                  std::move(options));
+  binds.push_back(std::move(bind));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+std::string CleanPath(const std::string& path) {
+  std::vector<std::string> parts;
+  for (const std::string& part : std::vector<std::string>(absl::StrSplit(path, '/'))) {
+    if (part.empty() || part == ".") continue;
+    if (part == "..") {
+      if (!parts.empty()) parts.pop_back();
+      continue;
+    }
+    parts.push_back(part);
+  }
+  return absl::StrCat("/", absl::StrJoin(parts, "/"));
+}
+
+absl::Status RewriteMounts(Json& spec, const SpecRequest& request, std::vector<HostBind>& binds) {
+  absl::StatusOr<Json*> mounts = FindArray(spec, "", "mounts");
+  if (!mounts.ok()) return mounts.status();
+  if (*mounts == nullptr) {
+    spec["mounts"] = Json::array();
+    *mounts = &spec["mounts"];
+  }
+
+  std::vector<std::string> destinations;
+  for (size_t i = 0; i < (*mounts)->size(); ++i) {
+    Json& json = (**mounts)[i];
+    absl::StatusOr<Mount> mount = ReadMount(json, i);
+    if (!mount.ok()) return mount.status();
+    destinations.push_back(CleanPath(mount->destination));
+    if (IsBind(*mount)) {
+      MAGNETAR_RETURN_IF_ERROR(RewriteBind(*mount, request, json, binds));
+    } else if (!IsKernelType(mount->type)) {
+      return Invalid(
+          *mount, absl::StrCat("mount type \"", absl::CHexEscape(mount->type), "\" is not known"));
+    }
+  }
+
+  // CRI gives them the access that the root filesystem has.
+  const auto root = spec.find("root");
+  const bool read_only = root != spec.end() && root->is_object() && root->contains("readonly") &&
+                         (*root)["readonly"] == Json(true);
+  for (const PodFile& file : kPodFiles) {
+    const std::string& guest_path = request.*file.guest_path;
+    if (!file.add_if_absent || guest_path.empty()) continue;
+    if (std::find(destinations.begin(), destinations.end(), file.destination) !=
+        destinations.end()) {
+      continue;
+    }
+    (*mounts)->push_back(
+        BindJson(file.destination, guest_path, {"rbind", "rprivate", read_only ? "ro" : "rw"}));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace magnetar::daemon

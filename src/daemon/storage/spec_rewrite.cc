@@ -1,0 +1,300 @@
+#include "src/daemon/storage/spec_rewrite.h"
+
+#include <cstdint>
+#include <iterator>
+#include <set>
+#include <utility>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "magnetar/status.h"
+#include "src/daemon/storage/spec_json.h"
+#include "src/daemon/storage/spec_mounts.h"
+
+namespace magnetar::daemon {
+namespace {
+
+absl::Status Unsupported(const std::string& field, const std::string& why) {
+  return absl::FailedPreconditionError(absl::StrCat(field, ": ", why));
+}
+
+// What is left out of a spec. Silent: of other systems, so that nothing is lost.
+struct DroppedField {
+  const char* parent;  // "" is the top
+  const char* key;
+  bool silent;
+};
+constexpr DroppedField kDropped[] = {
+    {"", "windows", true},
+    {"", "solaris", true},
+    {"", "vm", true},
+    {"", "zos", true},
+    {"", "hooks", true},  // refused unless empty
+    {"process", "apparmorProfile", false},
+    {"process", "selinuxLabel", false},
+    {"linux", "mountLabel", false},
+    {"linux", "intelRdt", false},
+};
+
+// Resources that speak of the host's hardware, or of cgroup v1: the guest has v2 only.
+constexpr struct {
+  const char* group;
+  const char* key;  // nullptr: the whole group
+} kDroppedResources[] = {
+    {"blockIO", nullptr},
+    {"network", nullptr},
+    {"rdma", nullptr},
+    {"memory", "kernel"},
+    {"memory", "kernelTCP"},
+    {"memory", "swappiness"},
+    {"memory", "useHierarchy"},
+    {"cpu", "cpus"},
+    {"cpu", "mems"},
+    {"cpu", "realtimePeriod"},
+    {"cpu", "realtimeRuntime"},
+};
+
+// Where a namespace of the pod is in the guest; `path` stands for whatever the host's was.
+struct NamespaceRule {
+  const char* type;
+  const char* guest_path;   // nullptr: one with a path is refused
+  const char* refuse_path;  // why
+  bool required;
+};
+constexpr NamespaceRule kNamespaces[] = {
+    {"network", "/proc/1/ns/net", nullptr, false},
+    {"ipc", "/proc/1/ns/ipc", nullptr, false},
+    {"uts", "/proc/1/ns/uts", nullptr, false},
+    {"pid", "/run/magnetar/pod/ns/pid", nullptr, true},
+    {"mount", nullptr, "a mount namespace of the host cannot be entered in a VM", true},
+    {"cgroup", "", nullptr, false},  // the host's path is left out: a new one
+    {"time", nullptr, "a time namespace of the host cannot be entered in a VM", false},
+};
+
+// Character devices that every Linux has and that mean nothing of a host's (Linux,
+// Documentation/admin-guide/devices.txt).
+constexpr struct {
+  int64_t major;
+  int64_t minor;
+} kHarmlessDevices[] = {
+    {1, 3},  // null
+    {1, 5},  // zero
+    {1, 7},  // full
+    {1, 8},  // random
+    {1, 9},  // urandom
+    {5, 0},  // tty
+    {5, 1},  // console
+    {5, 2},  // ptmx
+};
+
+absl::Status CheckHooks(Json& spec) {
+  absl::StatusOr<Json*> hooks = FindObject(spec, "", "hooks");
+  if (!hooks.ok()) return hooks.status();
+  if (*hooks == nullptr) return absl::OkStatus();
+  for (const auto& [name, list] : (*hooks)->items()) {
+    if (HasContent(**hooks, name.c_str())) {
+      return Unsupported(absl::StrCat("hooks.", absl::CHexEscape(name)),
+                         "OCI hooks are programs of the host and cannot run in a VM");
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DropFields(Json& spec, std::vector<std::string>& dropped) {
+  for (const DroppedField& field : kDropped) {
+    Json* parent = &spec;
+    if (*field.parent != '\0') {
+      absl::StatusOr<Json*> found = FindObject(spec, "", field.parent);
+      if (!found.ok()) return found.status();
+      parent = *found;
+    }
+    if (parent == nullptr) continue;
+    if (!field.silent && HasContent(*parent, field.key)) {
+      dropped.push_back(absl::StrCat(field.parent, ".", field.key));
+    }
+    parent->erase(field.key);
+  }
+  return absl::OkStatus();
+}
+
+const NamespaceRule* FindNamespaceRule(const std::string& type) {
+  for (const NamespaceRule& rule : kNamespaces) {
+    if (type == rule.type) return &rule;
+  }
+  return nullptr;
+}
+
+absl::Status RewriteNamespace(Json& entry, const std::string& where, std::set<std::string>& seen) {
+  if (!entry.is_object()) {
+    return absl::InvalidArgumentError(absl::StrCat("spec: ", where, " is no object"));
+  }
+  absl::StatusOr<std::string> type = FindString(entry, where, "type");
+  if (!type.ok()) return type.status();
+  absl::StatusOr<std::string> path = FindString(entry, where, "path");
+  if (!path.ok()) return path.status();
+  if (*type == "user") {
+    return Unsupported("linux.namespaces: user", "user namespaces are not supported");
+  }
+  const NamespaceRule* rule = FindNamespaceRule(*type);
+  if (rule == nullptr) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(where, ": namespace type \"", absl::CHexEscape(*type), "\" is not known"));
+  }
+  if (!seen.insert(*type).second) {
+    return absl::InvalidArgumentError(absl::StrCat(where, ": a second ", *type, " namespace"));
+  }
+  if (path->empty()) return absl::OkStatus();
+  if (rule->guest_path == nullptr) {
+    return Unsupported(absl::StrCat("linux.namespaces: ", *type), rule->refuse_path);
+  }
+  if (*rule->guest_path == '\0') {
+    entry.erase("path");
+  } else {
+    entry["path"] = rule->guest_path;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RewriteNamespaces(Json& linux_section) {
+  absl::StatusOr<Json*> namespaces = FindArray(linux_section, "linux", "namespaces");
+  if (!namespaces.ok()) return namespaces.status();
+  std::set<std::string> seen;
+  if (*namespaces != nullptr) {
+    for (size_t i = 0; i < (*namespaces)->size(); ++i) {
+      MAGNETAR_RETURN_IF_ERROR(
+          RewriteNamespace((**namespaces)[i], absl::StrCat("linux.namespaces[", i, "]"), seen));
+    }
+  }
+  for (const NamespaceRule& rule : kNamespaces) {
+    if (rule.required && seen.count(rule.type) == 0) {
+      return Unsupported(absl::StrCat("linux.namespaces: ", rule.type),
+                         "a container cannot share the host's, nor the guest agent's");
+    }
+  }
+  for (const char* mapping : {"uidMappings", "gidMappings"}) {
+    if (HasContent(linux_section, mapping)) {
+      return Unsupported(absl::StrCat("linux.", mapping), "user namespaces are not supported");
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckDevices(Json& linux_section) {
+  absl::StatusOr<Json*> devices = FindArray(linux_section, "linux", "devices");
+  if (!devices.ok()) return devices.status();
+  if (*devices == nullptr) return absl::OkStatus();
+  for (size_t i = 0; i < (*devices)->size(); ++i) {
+    Json& device = (**devices)[i];
+    const std::string where = absl::StrCat("linux.devices[", i, "]");
+    if (!device.is_object()) {
+      return absl::InvalidArgumentError(absl::StrCat("spec: ", where, " is no object"));
+    }
+    absl::StatusOr<std::string> path = FindString(device, where, "path");
+    if (!path.ok()) return path.status();
+    absl::StatusOr<std::string> type = FindString(device, where, "type");
+    if (!type.ok()) return type.status();
+    if (*type == "p") continue;  // a FIFO, made in the guest
+    bool harmless = false;
+    if (*type == "c" || *type == "u") {
+      for (const auto& known : kHarmlessDevices) {
+        harmless = harmless || (device.contains("major") && device["major"] == known.major &&
+                                device.contains("minor") && device["minor"] == known.minor);
+      }
+    }
+    if (!harmless) {
+      return Unsupported(absl::StrCat(where, " ", absl::CHexEscape(*path)),
+                         "devices of the host cannot be given to a VM");
+    }
+  }
+  return absl::OkStatus();
+}
+
+// Kubelets send a limit of 0 for each page size of the host; the guest may lack that size,
+// and has no such pages anyway.
+absl::Status DropZeroHugepageLimits(Json& resources) {
+  absl::StatusOr<Json*> limits = FindArray(resources, "linux.resources", "hugepageLimits");
+  if (!limits.ok()) return limits.status();
+  if (*limits == nullptr) return absl::OkStatus();
+  Json kept = Json::array();
+  for (Json& limit : **limits) {
+    if (!limit.is_object()) {
+      return absl::InvalidArgumentError(
+          "spec: linux.resources.hugepageLimits is no array of objects");
+    }
+    if (limit.contains("limit") && limit["limit"] != 0) kept.push_back(std::move(limit));
+  }
+  if (kept.empty()) {
+    resources.erase("hugepageLimits");
+  } else {
+    resources["hugepageLimits"] = std::move(kept);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RewriteResources(Json& linux_section, std::vector<std::string>& dropped) {
+  absl::StatusOr<Json*> resources = FindObject(linux_section, "linux", "resources");
+  if (!resources.ok()) return resources.status();
+  if (*resources == nullptr) return absl::OkStatus();
+  for (const auto& rule : kDroppedResources) {
+    Json* parent = *resources;
+    const char* key = rule.group;
+    std::string where = "linux.resources";
+    if (rule.key != nullptr) {
+      absl::StatusOr<Json*> group = FindObject(**resources, where, rule.group);
+      if (!group.ok()) return group.status();
+      if (*group == nullptr) continue;
+      absl::StrAppend(&where, ".", rule.group);
+      parent = *group;
+      key = rule.key;
+    }
+    if (HasContent(*parent, key)) dropped.push_back(absl::StrCat(where, ".", key));
+    parent->erase(key);
+  }
+  return DropZeroHugepageLimits(**resources);
+}
+
+absl::Status RewriteLinux(Json& spec, const SpecRequest& request,
+                          std::vector<std::string>& dropped) {
+  absl::StatusOr<Json*> found = FindObject(spec, "", "linux");
+  if (!found.ok()) return found.status();
+  if (*found == nullptr) return absl::InvalidArgumentError("spec: no linux section");
+  Json& linux_section = **found;
+  MAGNETAR_RETURN_IF_ERROR(RewriteNamespaces(linux_section));
+  MAGNETAR_RETURN_IF_ERROR(CheckDevices(linux_section));
+  MAGNETAR_RETURN_IF_ERROR(RewriteResources(linux_section, dropped));
+  linux_section["cgroupsPath"] = absl::StrCat("/pod/", request.container_id);
+
+  absl::StatusOr<Json*> seccomp = FindObject(linux_section, "linux", "seccomp");
+  if (!seccomp.ok()) return seccomp.status();
+  if (*seccomp != nullptr && HasContent(**seccomp, "listenerPath")) {
+    return Unsupported("linux.seccomp.listenerPath",
+                       "a socket of the host cannot be reached from a VM");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RewriteRoot(Json& spec, const SpecRequest& request) {
+  absl::StatusOr<Json*> root = FindObject(spec, "", "root");
+  if (!root.ok()) return root.status();
+  if (*root == nullptr) return absl::InvalidArgumentError("spec: no root section");
+  (**root)["path"] = request.guest_rootfs;
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<RewrittenSpec> RewriteSpec(const std::string& spec_json,
+                                          const SpecRequest& request) {
+  absl::StatusOr<Json> spec = ParseSpecJson(spec_json);
+  if (!spec.ok()) return spec.status();
+  RewrittenSpec result;
+  MAGNETAR_RETURN_IF_ERROR(CheckHooks(*spec));
+  MAGNETAR_RETURN_IF_ERROR(DropFields(*spec, result.dropped));
+  MAGNETAR_RETURN_IF_ERROR(RewriteRoot(*spec, request));
+  MAGNETAR_RETURN_IF_ERROR(RewriteMounts(*spec, request, result.binds));
+  MAGNETAR_RETURN_IF_ERROR(RewriteLinux(*spec, request, result.dropped));
+  result.json = spec->dump(-1, ' ', false, Json::error_handler_t::replace);
+  return result;
+}
+
+}  // namespace magnetar::daemon

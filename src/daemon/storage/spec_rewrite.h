@@ -1,0 +1,45 @@
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+// An OCI runtime spec that containerd made for this host, rewritten for a guest.
+// Pure: no file is looked at. Facts: OCI runtime-spec 1.1 (config.md, config-linux.md), and
+// what containerd's CRI writes (internal/cri/opts/spec_linux_opts.go of 2.1.9).
+namespace magnetar::daemon {
+
+struct SpecRequest {
+  std::string sandbox_id;
+  std::string container_id;
+  std::string guest_rootfs;  // where the root filesystem is in the guest
+  std::string guest_mounts;  // directory in the guest in which bind mount N is "m<N>"
+  // The pod's own files in the guest; empty: none.
+  std::string guest_hostname, guest_hosts, guest_resolv_conf, guest_shm;
+};
+
+// A file or directory of the host to bind at `name` in the container's shared directory.
+struct HostBind {
+  size_t index = 0;  // in the spec's mounts
+  std::string name;  // "m<index>"
+  std::string source;
+  std::string destination;
+  bool recursive = false;
+  bool read_only = false;
+  bool follow_host = false;  // later mounts below the source appear, too (rslave)
+};
+
+struct RewrittenSpec {
+  std::string json;
+  std::vector<HostBind> binds;
+  // What has no meaning in a guest and was left out: "process.apparmorProfile".
+  std::vector<std::string> dropped;
+};
+
+// INVALID_ARGUMENT: no valid spec, or a mount type nobody knows. FAILED_PRECONDITION: something
+// a VM cannot give. Both name the field; a mount by its index and destination.
+absl::StatusOr<RewrittenSpec> RewriteSpec(const std::string& spec_json, const SpecRequest& request);
+
+}  // namespace magnetar::daemon
