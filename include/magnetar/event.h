@@ -2,6 +2,7 @@
 
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/as_tuple.hpp>
+#include <boost/asio/cancellation_state.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/asio/use_awaitable.hpp>
@@ -36,11 +37,11 @@ class Event {
   asio::steady_timer timer_;
 };
 
-// Whether the coroutine that asks was cancelled. Matters where exceptions on cancellation
-// (asio::this_coro::throw_if_cancelled) are switched off.
-inline Co<bool> IsCancelled() {
-  const auto state = co_await asio::this_coro::cancellation_state;
-  co_return state.cancelled() != asio::cancellation_type::none;
+// Whether a coroutine was cancelled. It asks with
+//   const auto cancellation = co_await asio::this_coro::cancellation_state;
+// which, unlike any other co_await, does not throw once it was.
+inline bool Cancelled(const asio::cancellation_state& state) {
+  return state.cancelled() != asio::cancellation_type::none;
 }
 
 }  // namespace magnetar

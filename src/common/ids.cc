@@ -25,9 +25,9 @@ absl::Status ValidateId(std::string_view id_view, std::string_view field_view) {
     const bool separator = IsSeparator(c);
     if ((separator && after_separator) ||
         (!separator && !absl::ascii_isalnum(static_cast<unsigned char>(c)))) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          field, ": \"", absl::CHexEscape(id),
-          "\" is not alphanumerics joined by single '-', '_' or '.'"));
+      return absl::InvalidArgumentError(
+          absl::StrCat(field, ": \"", absl::CHexEscape(id),
+                       "\" is not alphanumerics joined by single '-', '_' or '.'"));
     }
     after_separator = separator;
   }

@@ -84,9 +84,8 @@ Co<void> Core::Gone(std::shared_ptr<Core> self) {
   while (!self->connection_->closed()) {
     auto gone = self->gone_.Wait();
     co_await std::move(gone);
-    auto asked = IsCancelled();
-    const bool cancelled = co_await std::move(asked);
-    if (cancelled) co_return;
+    const auto cancellation = co_await asio::this_coro::cancellation_state;
+    if (Cancelled(cancellation)) co_return;
   }
 }
 
@@ -151,9 +150,8 @@ Co<absl::StatusOr<std::string>> Core::Call(
       auto done = call->done.Wait();
       co_await std::move(done);
     }
-    auto asked = IsCancelled();
-    const bool cancelled = co_await std::move(asked);
-    if (cancelled) co_return absl::CancelledError(absl::StrCat(service, "/", method));
+    const auto cancellation = co_await asio::this_coro::cancellation_state;
+    if (Cancelled(cancellation)) co_return absl::CancelledError(absl::StrCat(service, "/", method));
   }
   co_return std::move(*call->result);
 }

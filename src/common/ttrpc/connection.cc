@@ -55,9 +55,9 @@ Co<absl::Status> Connection::ReadFrames(Sink sink) {
     auto readable =
         socket_.async_wait(asio::socket_base::wait_read, asio::as_tuple(asio::use_awaitable));
     const auto [error] = co_await std::move(readable);
-    auto asked = IsCancelled();
-    const bool cancelled = co_await std::move(asked);
-    if (cancelled) co_return absl::CancelledError("serving the connection was cancelled");
+    const auto cancellation = co_await asio::this_coro::cancellation_state;
+    if (Cancelled(cancellation))
+      co_return absl::CancelledError("serving the connection was cancelled");
     if (closed()) co_return reason();
     if (error) co_return absl::UnavailableError(absl::StrCat("wait: ", error.message()));
 
@@ -71,9 +71,9 @@ Co<absl::Status> Connection::ReadFrames(Sink sink) {
     while (refusal_bytes_ > kMaxRefusalBytes && !closed()) {
       auto written = refusals_written_.Wait();
       co_await std::move(written);
-      auto asked_again = IsCancelled();
-      const bool cancelled_now = co_await std::move(asked_again);
-      if (cancelled_now) co_return absl::CancelledError("serving the connection was cancelled");
+      const auto cancellation_now = co_await asio::this_coro::cancellation_state;
+      if (Cancelled(cancellation_now))
+        co_return absl::CancelledError("serving the connection was cancelled");
     }
   }
 }
@@ -136,9 +136,8 @@ Co<absl::Status> Connection::Written(std::shared_ptr<Outgoing> frame) {
     if (!frame->done_.has_value()) frame->done_.emplace(executor_);
     auto done = frame->done_->Wait();
     co_await std::move(done);
-    auto asked = IsCancelled();
-    const bool cancelled = co_await std::move(asked);
-    if (cancelled) co_return absl::CancelledError("send was cancelled");
+    const auto cancellation = co_await asio::this_coro::cancellation_state;
+    if (Cancelled(cancellation)) co_return absl::CancelledError("send was cancelled");
   }
   co_return frame->result_;
 }

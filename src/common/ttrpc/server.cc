@@ -117,9 +117,8 @@ Co<absl::Status> ServerConnection::Run(std::shared_ptr<ServerConnection> self) {
     }
   }
   while (!self->active_.empty()) {
-    auto asked = IsCancelled();
-    const bool cancelled = co_await std::move(asked);
-    if (cancelled) {
+    const auto cancellation = co_await asio::this_coro::cancellation_state;
+    if (Cancelled(cancellation)) {
       for (const auto& active : self->Snapshot()) {
         active->cancel.emit(asio::cancellation_type::terminal);
       }

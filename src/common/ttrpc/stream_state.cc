@@ -37,9 +37,8 @@ Co<absl::StatusOr<std::optional<std::string>>> StreamState::Receive() {
     }
     auto readable = readable_.Wait();
     co_await std::move(readable);
-    auto asked = IsCancelled();
-    const bool cancelled = co_await std::move(asked);
-    if (cancelled) co_return absl::CancelledError("receive was cancelled");
+    const auto cancellation = co_await asio::this_coro::cancellation_state;
+    if (Cancelled(cancellation)) co_return absl::CancelledError("receive was cancelled");
   }
 }
 

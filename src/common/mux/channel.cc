@@ -1,0 +1,72 @@
+#include "src/common/mux/channel.h"
+
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <boost/asio/as_tuple.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <utility>
+
+namespace magnetar::mux {
+
+Channel::Channel(const asio::any_io_executor& executor, UniqueFd fd) : descriptor_(executor) {
+  struct stat st = {};
+  is_socket_ = ::fstat(fd.get(), &st) == 0 && S_ISSOCK(st.st_mode);
+  boost::system::error_code error;
+  descriptor_.assign(fd.get(), error);
+  if (error) return;
+  (void)fd.release();
+  descriptor_.non_blocking(true, error);
+}
+
+ssize_t Channel::Read(void* buffer, size_t size) {
+  ssize_t n;
+  do {
+    n = ::read(descriptor_.native_handle(), buffer, size);
+  } while (n < 0 && errno == EINTR);
+  return n;
+}
+
+ssize_t Channel::Write(std::span<const iovec> parts) {
+  msghdr message = {};
+  message.msg_iov = const_cast<iovec*>(parts.data());
+  message.msg_iovlen = parts.size();
+  ssize_t n;
+  do {
+    n = is_socket_
+            ? ::sendmsg(descriptor_.native_handle(), &message, MSG_NOSIGNAL)
+            : ::writev(descriptor_.native_handle(), parts.data(), static_cast<int>(parts.size()));
+  } while (n < 0 && errno == EINTR);
+  return n;
+}
+
+void Channel::WaitReadable(Waiter waiter) {
+  descriptor_.async_wait(asio::posix::descriptor_base::wait_read, std::move(waiter));
+}
+
+void Channel::WaitWritable(Waiter waiter) {
+  descriptor_.async_wait(asio::posix::descriptor_base::wait_write, std::move(waiter));
+}
+
+Co<boost::system::error_code> Channel::Readable() {
+  auto wait = descriptor_.async_wait(asio::posix::descriptor_base::wait_read,
+                                     asio::as_tuple(asio::use_awaitable));
+  const auto [error] = co_await std::move(wait);
+  co_return error;
+}
+
+void Channel::ShutdownWrite() { ::shutdown(descriptor_.native_handle(), SHUT_WR); }
+
+bool Channel::PeerGone() const {
+  pollfd entry = {const_cast<Channel*>(this)->descriptor_.native_handle(), 0, 0};
+  return ::poll(&entry, 1, 0) == 1 && (entry.revents & (POLLHUP | POLLERR)) != 0;
+}
+
+void Channel::Close() {
+  boost::system::error_code ignored;
+  descriptor_.close(ignored);
+}
+
+}  // namespace magnetar::mux

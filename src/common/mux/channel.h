@@ -1,0 +1,47 @@
+#pragma once
+
+#include <sys/types.h>
+#include <sys/uio.h>
+
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/posix/stream_descriptor.hpp>
+#include <cstddef>
+#include <functional>
+#include <span>
+
+#include "magnetar/co.h"
+#include "magnetar/unique_fd.h"
+
+namespace magnetar::mux {
+
+// A descriptor that can be polled, socket or character device, with non-blocking
+// reads and writes and waits for them. Reads and writes return what the system
+// call does, with errno; a peer that is gone never raises SIGPIPE.
+class Channel {
+ public:
+  using Waiter = std::function<void(const boost::system::error_code& error)>;
+
+  Channel(const asio::any_io_executor& executor, UniqueFd fd);
+
+  ssize_t Read(void* buffer, size_t size);
+  // At most two parts.
+  ssize_t Write(std::span<const iovec> parts);
+
+  // At most one of each kind pending. A closed channel calls with an error, later.
+  void WaitReadable(Waiter waiter);
+  void WaitWritable(Waiter waiter);
+  Co<boost::system::error_code> Readable();
+
+  // Ends the write direction of a socket.
+  void ShutdownWrite();
+  // Whether the peer has closed both directions.
+  bool PeerGone() const;
+  void Close();
+  bool open() const { return descriptor_.is_open(); }
+
+ private:
+  asio::posix::stream_descriptor descriptor_;
+  bool is_socket_ = false;
+};
+
+}  // namespace magnetar::mux

@@ -1,0 +1,340 @@
+#include "magnetar/mux.h"
+
+#include <gtest/gtest.h>
+#include <sys/socket.h>
+
+#include <boost/asio/buffer.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/experimental/awaitable_operators.hpp>
+#include <boost/asio/local/stream_protocol.hpp>
+#include <boost/asio/read.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/write.hpp>
+#include <deque>
+#include <vector>
+
+#include "magnetar/event.h"
+#include "src/common/ttrpc/testing.h"
+
+namespace magnetar::mux {
+namespace {
+
+using magnetar::testing::RunFor;
+using magnetar::testing::SocketPair;
+using Socket = asio::local::stream_protocol::socket;
+constexpr uint32_t kPort = 1024;
+
+Socket ToSocket(asio::io_context& io, UniqueFd fd) {
+  return Socket(io, asio::local::stream_protocol(), fd.release());
+}
+
+class MuxTest : public ::testing::Test {
+ protected:
+  void Start(Limits limits = {}) {
+    auto [host_end, guest_end] = SocketPair();
+    host_ = Host::Create(std::move(host_end), limits);
+    guest_ = Guest::Create(
+        std::move(guest_end),
+        [this](uint32_t port, UniqueFd stream) {
+          if (port != kPort) return absl::UnavailableError("nothing listens");
+          accepted_.push_back(std::move(stream));
+          return absl::OkStatus();
+        },
+        limits);
+    asio::co_spawn(io_, host_->Run(), [this](const std::exception_ptr&, absl::Status status) {
+      host_status_ = std::move(status);
+    });
+    asio::co_spawn(io_, guest_->Run(), [this](const std::exception_ptr&, absl::Status status) {
+      guest_status_ = std::move(status);
+    });
+  }
+
+  absl::StatusOr<UniqueFd> Connect(uint32_t port = kPort) {
+    auto result = RunFor(io_, host_->Connect(port));
+    if (!result.has_value()) return absl::InternalError("the test took too long");
+    return std::move(*result);
+  }
+
+  // Both ends of one stream: the host's and the guest's.
+  std::pair<Socket, Socket> Open() {
+    auto near = Connect();
+    EXPECT_TRUE(near.ok()) << near.status();
+    EXPECT_FALSE(accepted_.empty());
+    auto far = std::move(accepted_.back());
+    accepted_.pop_back();
+    return {ToSocket(io_, *std::move(near)), ToSocket(io_, std::move(far))};
+  }
+
+  asio::io_context io_;
+  std::shared_ptr<Host> host_;
+  std::shared_ptr<Guest> guest_;
+  std::vector<UniqueFd> accepted_;
+  std::optional<absl::Status> host_status_;
+  std::optional<absl::Status> guest_status_;
+};
+
+std::string Pattern(size_t size, unsigned seed) {
+  std::string out(size, '\0');
+  uint32_t x = seed * 2654435761u + 1;
+  for (char& c : out) {
+    x = x * 1664525 + 1013904223;
+    c = static_cast<char>(x >> 24);
+  }
+  return out;
+}
+
+Co<bool> WriteAndShutdown(Socket& socket, std::string data) {
+  auto write = asio::async_write(socket, asio::buffer(data), asio::as_tuple(asio::use_awaitable));
+  auto [error, n] = co_await std::move(write);
+  boost::system::error_code ignored;
+  socket.shutdown(Socket::shutdown_send, ignored);
+  co_return !error;
+}
+
+Co<std::string> ReadToEnd(Socket& socket) {
+  std::string out;
+  std::vector<char> buffer(65536);
+  while (true) {
+    auto read = socket.async_read_some(asio::buffer(buffer), asio::as_tuple(asio::use_awaitable));
+    auto [error, n] = co_await std::move(read);
+    if (error) break;
+    out.append(buffer.data(), n);
+  }
+  co_return out;
+}
+
+TEST_F(MuxTest, CarriesBytesAndHalfCloses) {
+  Start();
+  auto [near, far] = Open();
+  EXPECT_TRUE(*RunFor(io_, WriteAndShutdown(near, "ping")));
+  EXPECT_EQ(*RunFor(io_, ReadToEnd(far)), "ping");
+  // The other direction is still open.
+  EXPECT_TRUE(*RunFor(io_, WriteAndShutdown(far, "pong")));
+  EXPECT_EQ(*RunFor(io_, ReadToEnd(near)), "pong");
+}
+
+TEST_F(MuxTest, RefusesPortsWithoutListener) {
+  Start();
+  EXPECT_EQ(Connect(7).status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_TRUE(Connect().ok());
+}
+
+TEST_F(MuxTest, HostIsSilentUntilTheGuestSpeaks) {
+  auto [host_end, guest_end] = SocketPair();
+  host_ = Host::Create(std::move(host_end));
+  asio::co_spawn(io_, host_->Run(), asio::detached);
+  io_.run_for(std::chrono::milliseconds(50));
+  char c;
+  EXPECT_EQ(::recv(guest_end.get(), &c, 1, MSG_DONTWAIT), -1);
+  guest_ = Guest::Create(std::move(guest_end), [](uint32_t, UniqueFd) { return absl::OkStatus(); });
+  asio::co_spawn(io_, guest_->Run(), asio::detached);
+  EXPECT_TRUE(RunFor(io_, host_->Ready())->ok());
+}
+
+TEST_F(MuxTest, EndOfTheChannel) {
+  Start();
+  auto [near, far] = Open();
+  guest_.reset();
+  EXPECT_EQ(*RunFor(io_, ReadToEnd(near)), "");
+  EXPECT_EQ(Connect().status().code(), absl::StatusCode::kUnavailable);
+  ASSERT_TRUE(host_status_.has_value());
+  EXPECT_TRUE(host_status_->ok());
+  EXPECT_EQ(RunFor(io_, ReadToEnd(far)).value_or("late"), "");
+}
+
+TEST_F(MuxTest, ReadyFailsIfTheGuestNeverCame) {
+  auto [host_end, guest_end] = SocketPair();
+  host_ = Host::Create(std::move(host_end));
+  asio::co_spawn(io_, host_->Run(), asio::detached);
+  guest_end.reset();
+  EXPECT_EQ(RunFor(io_, host_->Ready())->code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(MuxTest, CloseEndsBothSides) {
+  Start();
+  auto [near, far] = Open();
+  host_->Close();
+  EXPECT_EQ(*RunFor(io_, ReadToEnd(near)), "");
+  EXPECT_EQ(*RunFor(io_, ReadToEnd(far)), "");
+  EXPECT_TRUE(guest_status_.has_value() && guest_status_->ok());
+}
+
+TEST_F(MuxTest, LargeDataBothWaysAtOnce) {
+  Start();
+  auto [near, far] = Open();
+  const std::string up = Pattern(8 << 20, 1);
+  const std::string down = Pattern(8 << 20, 2);
+  asio::co_spawn(io_, WriteAndShutdown(near, up), asio::detached);
+  asio::co_spawn(io_, WriteAndShutdown(far, down), asio::detached);
+  std::optional<std::string> got_down;
+  asio::co_spawn(io_, ReadToEnd(near),
+                 [&](const std::exception_ptr&, std::string data) { got_down = std::move(data); });
+  const auto got_up = RunFor(io_, ReadToEnd(far));
+  io_.restart();
+  while (!got_down.has_value() && io_.run_one_for(std::chrono::seconds(5)) > 0) {
+  }
+  EXPECT_TRUE(got_up == up);
+  EXPECT_TRUE(got_down == down);
+}
+
+TEST_F(MuxTest, AStalledReaderStallsAlone) {
+  Start();
+  constexpr int kStalled = 24;
+  // More stalled streams than would fit the connection's window together.
+  std::deque<std::pair<Socket, Socket>> stalled;  // their addresses stay
+  for (int i = 0; i < kStalled; ++i) {
+    stalled.push_back(Open());
+    asio::co_spawn(io_, WriteAndShutdown(stalled.back().second, Pattern(1 << 20, i)),
+                   asio::detached);
+  }
+  io_.restart();
+  io_.run_for(std::chrono::milliseconds(300));
+  auto [near, far] = Open();
+  const std::string data = Pattern(8 << 20, 99);
+  asio::co_spawn(io_, WriteAndShutdown(far, data), asio::detached);
+  EXPECT_TRUE(RunFor(io_, ReadToEnd(near)) == data);
+  for (int i = 0; i < kStalled; ++i) {
+    EXPECT_TRUE(RunFor(io_, ReadToEnd(stalled[i].first)) == Pattern(1 << 20, i)) << i;
+  }
+}
+
+TEST_F(MuxTest, DataFollowedByFullCloseArrivesWhole) {
+  Start();
+  auto [near, far] = Open();
+  const std::string data = Pattern(1 << 20, 5);
+  auto write_and_close = [](Socket socket, std::string bytes) -> Co<void> {
+    auto write =
+        asio::async_write(socket, asio::buffer(bytes), asio::as_tuple(asio::use_awaitable));
+    (void)co_await std::move(write);
+    socket.close();
+  };
+  asio::co_spawn(io_, write_and_close(std::move(far), data), asio::detached);
+  io_.restart();
+  io_.run_for(std::chrono::milliseconds(100));  // the reader is slow
+  EXPECT_TRUE(RunFor(io_, ReadToEnd(near)) == data);
+}
+
+Co<bool> WriteUntilError(Socket& socket) {
+  const std::string chunk(65536, 'x');
+  while (true) {
+    auto write =
+        asio::async_write(socket, asio::buffer(chunk), asio::as_tuple(asio::use_awaitable));
+    auto [error, n] = co_await std::move(write);
+    if (error) co_return true;
+  }
+}
+
+TEST_F(MuxTest, AClosedReaderStopsTheWriter) {
+  Start();
+  auto [near, far] = Open();
+  near.close();
+  EXPECT_TRUE(RunFor(io_, WriteUntilError(far)).has_value());
+}
+
+TEST_F(MuxTest, ManyStreamsInARowLeaveNothing) {
+  Limits limits;
+  limits.max_streams = 4;
+  Start(limits);
+  for (int i = 0; i < 200; ++i) {
+    auto [near, far] = Open();
+    EXPECT_TRUE(*RunFor(io_, WriteAndShutdown(near, "x")));
+    EXPECT_EQ(*RunFor(io_, ReadToEnd(far)), "x");
+    EXPECT_TRUE(*RunFor(io_, WriteAndShutdown(far, "y")));
+    EXPECT_EQ(*RunFor(io_, ReadToEnd(near)), "y");
+  }
+  for (int i = 0; i < 200; ++i) {
+    auto [near, far] = Open();
+    near.close();
+    EXPECT_EQ(RunFor(io_, ReadToEnd(far)).value_or("late"), "");
+  }
+}
+
+TEST_F(MuxTest, TooManyStreams) {
+  Limits limits;
+  limits.max_streams = 2;
+  Start(limits);
+  auto first = Open();
+  auto second = Open();
+  EXPECT_EQ(Connect().status().code(), absl::StatusCode::kResourceExhausted);
+}
+
+TEST_F(MuxTest, ManyStreamsAtOnce) {
+  Start();
+  std::vector<std::pair<Socket, Socket>> streams;
+  for (int i = 0; i < 100; ++i) streams.push_back(Open());
+  for (int i = 0; i < 100; ++i) {
+    asio::co_spawn(io_, WriteAndShutdown(streams[i].first, Pattern(100000, i)), asio::detached);
+  }
+  for (int i = 99; i >= 0; --i) {
+    EXPECT_TRUE(RunFor(io_, ReadToEnd(streams[i].second)) == Pattern(100000, i)) << i;
+  }
+}
+
+TEST_F(MuxTest, GarbageFromTheGuest) {
+  for (const unsigned seed : {1u, 2u, 3u}) {
+    auto [host_end, guest_end] = SocketPair();
+    auto host = Host::Create(std::move(host_end));
+    const std::string garbage = Pattern(100000, seed);
+    ASSERT_GT(::send(guest_end.get(), garbage.data(), garbage.size(), MSG_DONTWAIT), 0);
+    EXPECT_FALSE(RunFor(io_, host->Run()).value_or(absl::OkStatus()).ok());
+  }
+}
+
+TEST_F(MuxTest, GarbageFromTheHost) {
+  auto [host_end, guest_end] = SocketPair();
+  auto guest =
+      Guest::Create(std::move(guest_end), [](uint32_t, UniqueFd) { return absl::OkStatus(); });
+  const std::string garbage = Pattern(100000, 4);
+  ASSERT_GT(::send(host_end.get(), garbage.data(), garbage.size(), MSG_DONTWAIT), 0);
+  EXPECT_FALSE(RunFor(io_, guest->Run()).value_or(absl::OkStatus()).ok());
+}
+
+TEST_F(MuxTest, ConnectCanBeCancelled) {
+  auto [host_end, guest_end] = SocketPair();
+  host_ = Host::Create(std::move(host_end));
+  asio::co_spawn(io_, host_->Run(), asio::detached);
+  auto test = [](std::shared_ptr<Host> host) -> Co<bool> {
+    using namespace asio::experimental::awaitable_operators;
+    asio::steady_timer timer(co_await asio::this_coro::executor, std::chrono::milliseconds(20));
+    auto either = host->Connect(kPort) || timer.async_wait(asio::use_awaitable);
+    auto which = co_await std::move(either);
+    co_return which.index() == 1;
+  };
+  EXPECT_TRUE(RunFor(io_, test(host_)).value_or(false));
+}
+
+TEST_F(MuxTest, Throughput) {
+  Start();
+  auto [near, far] = Open();
+  constexpr size_t kBytes = 256 << 20;
+  asio::co_spawn(
+      io_,
+      [](Socket& socket) -> Co<void> {
+        const std::string chunk(256 << 10, 'x');
+        for (size_t sent = 0; sent < kBytes; sent += chunk.size()) {
+          auto write =
+              asio::async_write(socket, asio::buffer(chunk), asio::as_tuple(asio::use_awaitable));
+          (void)co_await std::move(write);
+        }
+        socket.shutdown(Socket::shutdown_send);
+      }(far),
+      asio::detached);
+  auto count = [](Socket& socket) -> Co<size_t> {
+    std::vector<char> buffer(256 << 10);
+    size_t total = 0;
+    while (true) {
+      auto read = socket.async_read_some(asio::buffer(buffer), asio::as_tuple(asio::use_awaitable));
+      auto [error, n] = co_await std::move(read);
+      if (error) co_return total;
+      total += n;
+    }
+  };
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT_EQ(RunFor(io_, count(near)).value_or(0), kBytes);
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+  RecordProperty("MiB_per_s", static_cast<int>((kBytes >> 20) / took.count()));
+  std::printf("%.0f MiB/s, both ends in one thread\n", (kBytes >> 20) / took.count());
+}
+
+}  // namespace
+}  // namespace magnetar::mux
