@@ -39,13 +39,15 @@ absl::StatusOr<std::string> BootId() {
   return std::string(absl::StripAsciiWhitespace(*text));
 }
 
-absl::StatusOr<uint64_t> ParseStartTime(std::string_view stat, char* state) {
+absl::StatusOr<uint64_t> ParseStartTime(std::string_view text, char* state) {
+  // Debian's abseil has a string_view of its own.
+  const absl::string_view stat(text.data(), text.size());
   // The name, field 2, stands in parentheses and may hold parentheses and spaces.
   const size_t name_end = stat.rfind(')');
-  if (name_end == std::string_view::npos) {
+  if (name_end == absl::string_view::npos) {
     return absl::InvalidArgumentError("stat: no command name");
   }
-  const std::vector<std::string_view> fields =
+  const std::vector<absl::string_view> fields =
       absl::StrSplit(absl::StripAsciiWhitespace(stat.substr(name_end + 1)), ' ');
   // Field 3 is the first after the name.
   constexpr size_t kState = 3 - 3;

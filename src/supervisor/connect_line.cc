@@ -13,11 +13,13 @@
 
 namespace magnetar::supervisor {
 
-absl::StatusOr<uint32_t> ParseConnectLine(std::string_view line) {
+absl::StatusOr<uint32_t> ParseConnectLine(std::string_view text) {
+  // Debian's abseil has a string_view of its own.
+  absl::string_view line(text.data(), text.size());
   absl::ConsumeSuffix(&line, "\r");
   uint32_t port = 0;
   if (!absl::ConsumePrefix(&line, "CONNECT ") || line.empty() || line.size() > 10 ||
-      line.find_first_not_of("0123456789") != std::string_view::npos ||
+      line.find_first_not_of("0123456789") != absl::string_view::npos ||
       !absl::SimpleAtoi(line, &port)) {
     return absl::InvalidArgumentError("expected \"CONNECT <port>\"");
   }

@@ -1,11 +1,14 @@
 #include "src/supervisor/control_server.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/socket.h>
 
 #include <algorithm>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/use_awaitable.hpp>
 #include <utility>
 
 namespace magnetar::supervisor {
@@ -36,8 +39,25 @@ Co<void> ControlServer::Run() {
   }
 }
 
+bool ControlServer::HasInput() {
+  std::vector<pollfd> polled = {{.fd = listener_.native_handle(), .events = POLLIN, .revents = 0}};
+  for (const UniqueFd* fd : open_)
+    polled.push_back({.fd = fd->get(), .events = POLLIN, .revents = 0});
+  ::poll(polled.data(), polled.size(), 0);
+  for (const pollfd& p : polled) {
+    // A peer that has closed needs no answer.
+    if ((p.revents & POLLIN) != 0 && (p.revents & POLLHUP) == 0) return true;
+  }
+  return false;
+}
+
 Co<void> ControlServer::Drain(std::chrono::nanoseconds grace) {
   const auto deadline = Event::Clock::now() + grace;
+  // Calls that were made before the end get their answer as well.
+  while (HasInput() && Event::Clock::now() < deadline) {
+    auto turn = asio::post(executor_, asio::use_awaitable);
+    co_await std::move(turn);
+  }
   listener_.close();
   // To the server this is the peer's orderly close: it answers what is pending, then ends.
   for (UniqueFd* fd : open_) ::shutdown(fd->get(), SHUT_RD);

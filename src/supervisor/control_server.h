@@ -1,6 +1,8 @@
 #pragma once
 
+#include <chrono>
 #include <memory>
+#include <vector>
 
 #include "magnetar/co.h"
 #include "magnetar/event.h"
@@ -24,6 +26,7 @@ class ControlServer {
 
  private:
   Co<void> Serve(UniqueFd socket);
+  bool HasInput();
 
   asio::any_io_executor executor_;
   AsyncFd listener_;

@@ -3,7 +3,7 @@
 #include <boost/asio/any_io_executor.hpp>
 #include <functional>
 #include <memory>
-#include <string_view>
+#include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -16,7 +16,7 @@ namespace magnetar::supervisor {
 // The way into the guest.
 class GuestLink {
  public:
-  using Log = std::function<void(std::string_view line)>;
+  using Log = std::function<void(const std::string& line)>;
 
   virtual ~GuestLink() = default;
   // Completes at the guest's knock; fails if there will never be one.

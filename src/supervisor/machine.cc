@@ -49,7 +49,7 @@ Machine::Machine(const asio::any_io_executor& executor, const v1::Launch& launch
       ending_(executor),
       finished_(executor) {}
 
-void Machine::Log(std::string_view line) {
+void Machine::Log(const std::string& line) {
   NamedLines(ring_, "supervisor").Append(absl::StrCat(line, "\n"));
   const std::string text =
       absl::StrCat(absl::FormatTime(absl::RFC3339_full, absl::Now(), absl::UTCTimeZone()), " info ",
@@ -68,13 +68,13 @@ void Machine::SetReason(std::string reason) {
   ended_at_ns_ = absl::GetCurrentTimeNanos();
 }
 
-void Machine::Kill(std::string_view reason) {
+void Machine::Kill(const std::string& reason) {
   if (ending_.is_open()) return;
   SetReason(absl::StrCat(VmmName(), ": ", reason));
   ending_.Open();
 }
 
-std::string_view Machine::VmmName() const {
+std::string Machine::VmmName() const {
   for (const v1::Process& p : launch_.processes()) {
     if (p.vmm()) return p.name();
   }
@@ -104,7 +104,9 @@ absl::Status Machine::StartAll() {
       return absl::Status(started.status().code(),
                           absl::StrCat(spec.name(), ": ", started.status().message()));
     }
-    Running running{.name = spec.name(), .vmm = spec.vmm()};
+    Running running;
+    running.name = spec.name();
+    running.vmm = spec.vmm();
     running.process = std::move(started->process);
     if (auto identity = IdentifyProcess(running.process.pid()); identity.ok()) {
       running.start_time_ticks = identity->start_time_ticks;
@@ -153,7 +155,7 @@ void Machine::ReapDescendants() {
   const std::string path = absl::StrCat("/proc/self/task/", ::getpid(), "/children");
   while (true) {
     if (auto children = ReadFile(path); children.ok()) {
-      for (const std::string_view word : absl::StrSplit(*children, ' ', absl::SkipEmpty())) {
+      for (const absl::string_view word : absl::StrSplit(*children, ' ', absl::SkipEmpty())) {
         pid_t pid = 0;
         // Safe by number: a child stays a zombie until we reap it.
         if (absl::SimpleAtoi(word, &pid)) ::kill(pid, SIGKILL);
@@ -175,7 +177,7 @@ Co<void> Machine::Run() {
 
   for (const Running& running : processes_) {
     if (!running.process.running()) continue;
-    if (absl::Status s = running.process.Signal(SIGKILL); !s.ok()) Log(s.message());
+    if (absl::Status s = running.process.Signal(SIGKILL); !s.ok()) Log(std::string(s.message()));
   }
   auto watched = WaitForZero(watchers_);
   co_await std::move(watched);
@@ -187,8 +189,10 @@ Co<void> Machine::Run() {
   record.set_status(vmm_status_);
   record.set_exited_at_ns(ended_at_ns_);
   record.set_reason(reason_);
+  record.set_last_lines(ring_.Tail(8, 1024));
   Log(absl::StrCat("VM ended: ", reason_));
-  if (absl::Status s = WriteExitFile(launch_.directory(), record); !s.ok()) Log(s.message());
+  if (absl::Status s = WriteExitFile(launch_.directory(), record); !s.ok())
+    Log(std::string(s.message()));
   exit_ = std::move(record);
   ended_.Open();
   ready_or_ended_.Open();
@@ -207,8 +211,10 @@ void Machine::FillState(v1::StateResponse& state) const {
 }
 
 std::string Machine::Epitaph() const {
-  const std::string tail = ring_.Tail(8, 1024);
-  return absl::StrCat("VM ended: ", reason_, tail.empty() ? "" : "; its last lines:\n", tail);
+  if (!exit_.has_value()) return "VM runs";
+  return absl::StrCat("VM ended: ", exit_->reason(),
+                      exit_->last_lines().empty() ? "" : "; its last lines:\n",
+                      exit_->last_lines());
 }
 
 }  // namespace magnetar::supervisor

@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -29,11 +28,11 @@ class Machine {
   Co<void> Run();
 
   // Ends every process. `reason` is recorded unless something ended before.
-  void Kill(std::string_view reason);
+  void Kill(const std::string& reason);
 
   void SetReady();
   // A line of the supervisor's own into the ring and to stderr.
-  void Log(std::string_view line);
+  void Log(const std::string& line);
 
   // Opens when the guest has knocked.
   Gate& ready() { return ready_; }
@@ -62,7 +61,7 @@ class Machine {
   Co<void> WaitForZero(const int& counter);
   void ReapDescendants();
   void SetReason(std::string reason);
-  std::string_view VmmName() const;
+  std::string VmmName() const;
 
   asio::any_io_executor executor_;
   const v1::Launch& launch_;

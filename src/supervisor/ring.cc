@@ -25,18 +25,15 @@ void Ring::Append(std::string_view data) {
   }
 }
 
-std::string Ring::Contents() const {
-  return absl::StrCat(std::string_view(data_).substr(start_),
-                      std::string_view(data_).substr(0, start_));
-}
+std::string Ring::Contents() const { return data_.substr(start_) + data_.substr(0, start_); }
 
 std::string Ring::Tail(size_t lines, size_t bytes) const {
   std::string all = Contents();
-  std::string_view text = absl::StripTrailingAsciiWhitespace(all);
+  absl::string_view text = absl::StripTrailingAsciiWhitespace(all);
   size_t from = text.size();
   for (; lines > 0 && from > 0; --lines) {
     const size_t newline = text.rfind('\n', from - 1);
-    from = newline == std::string_view::npos ? 0 : newline;
+    from = newline == absl::string_view::npos ? 0 : newline;
   }
   text.remove_prefix(std::max(from, text.size() - std::min(text.size(), bytes)));
   std::string out;
@@ -62,7 +59,7 @@ void NamedLines::Flush() {
   partial_.clear();
 }
 
-void NamedLines::Emit(std::string_view line) {
+void NamedLines::Emit(const std::string& line) {
   ring_.Append(absl::StrCat(ring_.ends_in_newline() ? "" : "\n", name_, ": ",
                             absl::StripSuffix(line, "\r"), "\n"));
 }

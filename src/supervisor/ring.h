@@ -35,7 +35,7 @@ class NamedLines {
   void Flush();
 
  private:
-  void Emit(std::string_view line);
+  void Emit(const std::string& line);
 
   static constexpr size_t kMaxLineBytes = 1024;
   Ring& ring_;

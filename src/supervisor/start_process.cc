@@ -111,8 +111,12 @@ class Child {
   }
 
   static bool SetLimit(decltype(RLIMIT_NOFILE) which, uint64_t value) {
-    const rlimit limit{.rlim_cur = value, .rlim_max = value};
-    return value == 0 || ::setrlimit(which, &limit) == 0;
+    if (value == 0) return true;
+    rlimit limit{.rlim_cur = value, .rlim_max = value};
+    if (::setrlimit(which, &limit) == 0) return true;
+    if (errno != EPERM || ::getrlimit(which, &limit) != 0) return false;
+    limit.rlim_cur = limit.rlim_max;
+    return ::setrlimit(which, &limit) == 0;
   }
 
   bool SetLimits() {
@@ -144,10 +148,11 @@ class Child {
     if (::chdir("/") != 0) return false;
     std::vector<gid_t> groups(spec_.supplementary_gids().begin(), spec_.supplementary_gids().end());
     if (::setgroups(groups.size(), groups.data()) != 0) return false;
-    for (int cap = 0; cap <= static_cast<int>(::capng_get_last_cap()); ++cap) {
-      if ((capabilities_ >> cap & 1) == 0 && ::prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) != 0) {
-        return false;
-      }
+    for (int cap = 0; cap < 64; ++cap) {
+      if ((capabilities_ >> cap & 1) != 0) continue;
+      if (::prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) == 0) continue;
+      if (errno == EINVAL) break;  // past the last one that this kernel knows
+      return false;
     }
     if (::prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) != 0) return false;
     const gid_t gid = spec_.gid();

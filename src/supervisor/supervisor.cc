@@ -77,7 +77,7 @@ absl::Status RunSupervisor(const v1::Launch& launch) {
   ControlServer control(executor, std::move(control_fd), MakeSupervisorService(machine));
 
   auto link = MakeGuestLink(executor, launch.transport(),
-                            [&machine](std::string_view line) { machine.Log(line); });
+                            [&machine](const std::string& line) { machine.Log(line); });
   if (!link.ok()) return link.status();
 
   AsyncFd vsock_listener(executor);
@@ -107,7 +107,7 @@ absl::Status RunSupervisor(const v1::Launch& launch) {
     if (*link != nullptr) (*link)->Close();
     for (const char* name : {"vm.vsock", "supervisor.sock"}) {
       absl::Status s = RemoveFile(absl::StrCat(launch.directory(), "/", name));
-      if (!s.ok()) machine.Log(s.message());
+      if (!s.ok()) machine.Log(std::string(s.message()));
     }
   };
   asio::co_spawn(context, control.Run(), asio::detached);

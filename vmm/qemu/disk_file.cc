@@ -1,0 +1,34 @@
+#include "vmm/qemu/disk_file.h"
+
+#include <sys/stat.h>
+
+#include <cerrno>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "magnetar/status.h"
+
+namespace magnetar::vmm::qemu {
+
+absl::StatusOr<std::string> BlockDriverOf(int fd) {
+  struct stat st;
+  if (::fstat(fd, &st) != 0) return ErrnoStatus(errno, absl::StrCat("disk, descriptor ", fd));
+  if (S_ISREG(st.st_mode)) return "file";
+  if (S_ISBLK(st.st_mode)) return "host_device";
+  return absl::InvalidArgumentError("a disk must be a regular file or a block device");
+}
+
+absl::StatusOr<std::string> DiskId(const std::string& serial) {
+  bool valid = !serial.empty() && serial.size() <= 20;
+  for (const char c : serial) {
+    valid = valid && (absl::ascii_isalnum(static_cast<unsigned char>(c)) || c == '-' || c == '_' ||
+                      c == '.');
+  }
+  if (!valid) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("disk serial \"", serial, "\": expected 1 to 20 of A-Z a-z 0-9 - _ ."));
+  }
+  return absl::StrCat("disk-", serial);
+}
+
+}  // namespace magnetar::vmm::qemu

@@ -1,0 +1,17 @@
+#pragma once
+
+#include <string>
+
+#include "absl/status/statusor.h"
+
+namespace magnetar::vmm::qemu {
+
+// The block driver for what a descriptor refers to: "file" or "host_device".
+// INVALID_ARGUMENT if it is neither a regular file nor a block device.
+absl::StatusOr<std::string> BlockDriverOf(int fd);
+
+// Names inside QEMU for a disk. INVALID_ARGUMENT if the serial is empty, longer than 20
+// bytes (SCSI's limit for what a guest sees), or holds what QEMU's ids may not.
+absl::StatusOr<std::string> DiskId(const std::string& serial);
+
+}  // namespace magnetar::vmm::qemu

@@ -1,0 +1,20 @@
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "vmm/vmm.h"
+
+namespace magnetar::vmm::qemu {
+
+struct Config {
+  std::string program = "/usr/bin/qemu-system-x86_64";
+  // Empty: no file sharing.
+  std::string virtiofsd = "/usr/lib/qemu/virtiofsd";
+  Acceleration acceleration = Acceleration::kTcg;
+  bool vhost_net = false;  // /dev/vhost-net works
+};
+
+std::unique_ptr<Driver> MakeDriver(Config config);
+
+}  // namespace magnetar::vmm::qemu

@@ -1,0 +1,52 @@
+#include "vmm/qemu/virtiofsd.h"
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+
+namespace magnetar::vmm::qemu {
+namespace {
+
+constexpr int kListenerTarget = 10;
+constexpr uint64_t kOpenFiles = 1 << 20;
+
+// Files of any owner and kind; and SYS_ADMIN, SETPCAP for its sandbox, which it gives up.
+constexpr const char* kCapabilities[] = {"CAP_CHOWN",     "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH",
+                                         "CAP_FOWNER",    "CAP_FSETID",       "CAP_SETGID",
+                                         "CAP_SETUID",    "CAP_MKNOD",        "CAP_SETFCAP",
+                                         "CAP_SYS_ADMIN", "CAP_SETPCAP"};
+
+// QEMU's own, in C, takes FUSE options; its successor in Rust takes long ones.
+bool IsLegacy(const std::string& program) { return absl::EndsWith(program, "/qemu/virtiofsd"); }
+
+}  // namespace
+
+supervisor::v1::Process VirtiofsdProcess(const std::string& program, const std::string& directory,
+                                         int listener) {
+  supervisor::v1::Process process;
+  process.set_name("virtiofsd");
+  process.add_argv(program);
+  process.add_argv(absl::StrCat("--fd=", kListenerTarget));
+  if (IsLegacy(program)) {
+    process.add_argv("--rlimit-nofile=0");
+    process.add_argv("-o");
+    process.add_argv(absl::StrCat("source=", directory,
+                                  ",cache=auto,xattr,announce_submounts,sandbox=namespace,"
+                                  "log_level=warn"));
+  } else {
+    process.add_argv("--rlimit-nofile=0");
+    process.add_argv(absl::StrCat("--shared-dir=", directory));
+    process.add_argv("--cache=auto");
+    process.add_argv("--xattr");
+    process.add_argv("--announce-submounts");
+    process.add_argv("--sandbox=namespace");
+    process.add_argv("--log-level=warn");
+  }
+  process.set_nofile(kOpenFiles);
+  for (const char* name : kCapabilities) process.add_capabilities(name);
+  supervisor::v1::Descriptor& descriptor = *process.add_descriptors();
+  descriptor.set_source(listener);
+  descriptor.set_target(kListenerTarget);
+  return process;
+}
+
+}  // namespace magnetar::vmm::qemu
