@@ -1,0 +1,479 @@
+#include "src/daemon/storage/spec_rewrite.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <functional>
+
+#include "src/daemon/storage/spec_json.h"
+#include "src/daemon/storage/spec_mounts.h"
+
+namespace magnetar::daemon {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+constexpr char kSandbox[] = "5a4d";
+constexpr char kSandboxFiles[] = "/run/containerd/io.containerd.grpc.v1.cri/sandboxes/5a4d/";
+
+SpecRequest Request() {
+  SpecRequest request;
+  request.sandbox_id = kSandbox;
+  request.container_id = "c1";
+  request.guest_rootfs = "/run/magnetar/shared/c1/rootfs";
+  request.guest_mounts = "/run/magnetar/shared/c1";
+  request.guest_hostname = "/run/magnetar/pod/hostname";
+  request.guest_hosts = "/run/magnetar/pod/hosts";
+  request.guest_resolv_conf = "/run/magnetar/pod/resolv.conf";
+  request.guest_shm = "/run/magnetar/pod/shm";
+  return request;
+}
+
+// The skeleton of what containerd's CRI writes.
+Json Spec() {
+  return Json::parse(R"({
+    "ociVersion": "1.2.0",
+    "process": {"args": ["sh"], "cwd": "/", "user": {"uid": 0, "gid": 0}, "oomScoreAdj": 999},
+    "root": {"path": "rootfs"},
+    "mounts": [],
+    "linux": {
+      "cgroupsPath": "/kubepods/pod1/c1",
+      "namespaces": [
+        {"type": "pid"}, {"type": "ipc", "path": "/proc/77/ns/ipc"},
+        {"type": "uts", "path": "/proc/77/ns/uts"}, {"type": "mount"},
+        {"type": "network", "path": "/proc/77/ns/net"}, {"type": "cgroup"}
+      ],
+      "resources": {},
+      "maskedPaths": ["/proc/acpi"]
+    }
+  })");
+}
+
+Json Bind(const std::string& source, const std::string& destination,
+          std::vector<std::string> options = {"rbind", "rprivate", "rw"}) {
+  return {{"source", source}, {"destination", destination}, {"type", "bind"}, {"options", options}};
+}
+
+struct Outcome {
+  absl::Status status;
+  RewrittenSpec result;
+  Json spec;
+
+  // The mount at a destination, or null.
+  Json MountAt(const std::string& destination) const {
+    for (const Json& mount : spec["mounts"]) {
+      if (mount["destination"] == destination) return mount;
+    }
+    return Json();
+  }
+};
+
+Outcome Rewrite(const Json& spec, const SpecRequest& request = Request()) {
+  Outcome outcome;
+  absl::StatusOr<RewrittenSpec> result = RewriteSpec(spec.dump(), request);
+  outcome.status = result.status();
+  if (!result.ok()) return outcome;
+  outcome.result = *std::move(result);
+  outcome.spec = Json::parse(outcome.result.json);
+  return outcome;
+}
+
+TEST(SpecRewriteTest, WhatIsRewrittenAndWhatStays) {
+  Json spec = Spec();
+  spec["root"]["readonly"] = true;
+  spec["annotations"] = {{"io.kubernetes.cri.container-name", "x"}};
+  const Outcome out = Rewrite(spec);
+  ASSERT_TRUE(out.status.ok()) << out.status;
+  EXPECT_EQ(out.spec["root"]["path"], "/run/magnetar/shared/c1/rootfs");
+  EXPECT_EQ(out.spec["root"]["readonly"], true);
+  EXPECT_EQ(out.spec["process"], spec["process"]);
+  EXPECT_EQ(out.spec["annotations"], spec["annotations"]);
+  EXPECT_EQ(out.spec["linux"]["cgroupsPath"], "/pod/c1");
+  EXPECT_EQ(out.spec["linux"]["maskedPaths"], spec["linux"]["maskedPaths"]);
+  EXPECT_THAT(out.result.binds, IsEmpty());
+  EXPECT_THAT(out.result.dropped, IsEmpty());
+}
+
+TEST(SpecRewriteTest, NamespacesOfThePod) {
+  Json spec = Spec();
+  spec["linux"]["namespaces"][0]["path"] = "/proc/77/ns/pid";
+  spec["linux"]["namespaces"][5]["path"] = "/proc/77/ns/cgroup";
+  const Outcome out = Rewrite(spec);
+  ASSERT_TRUE(out.status.ok()) << out.status;
+  const Json expected = Json::parse(R"([
+    {"type": "pid", "path": "/run/magnetar/pod/ns/pid"}, {"type": "ipc", "path": "/proc/1/ns/ipc"},
+    {"type": "uts", "path": "/proc/1/ns/uts"}, {"type": "mount"},
+    {"type": "network", "path": "/proc/1/ns/net"}, {"type": "cgroup"}])");
+  EXPECT_EQ(out.spec["linux"]["namespaces"], expected);
+}
+
+TEST(SpecRewriteTest, NamespacesOfItsOwnStayNew) {
+  Json spec = Spec();
+  for (Json& ns : spec["linux"]["namespaces"]) ns.erase("path");
+  const Outcome out = Rewrite(spec);
+  ASSERT_TRUE(out.status.ok()) << out.status;
+  EXPECT_EQ(out.spec["linux"]["namespaces"], spec["linux"]["namespaces"]);
+}
+
+TEST(SpecRewriteTest, KernelFilesystemsStay) {
+  Json spec = Spec();
+  for (const char* type : {"proc", "sysfs", "tmpfs", "mqueue", "devpts", "cgroup"}) {
+    spec["mounts"].push_back({{"type", type},
+                              {"source", type},
+                              {"destination", std::string("/at/") + type},
+                              {"options", {"nosuid", "noexec"}}});
+  }
+  const Outcome out = Rewrite(spec);
+  ASSERT_TRUE(out.status.ok()) << out.status;
+  for (size_t i = 0; i < spec["mounts"].size(); ++i) {
+    EXPECT_EQ(out.spec["mounts"][i], spec["mounts"][i]);
+  }
+}
+
+// A pod as a kubelet makes it.
+TEST(SpecRewriteTest, KubeletsMounts) {
+  const std::string pod = "/var/lib/kubelet/pods/0c1e/";
+  Json spec = Spec();
+  spec["mounts"] = {
+      {{"type", "proc"}, {"source", "proc"}, {"destination", "/proc"}, {"options", {"nosuid"}}},
+      Bind(pod + "etc-hosts", "/etc/hosts"),
+      Bind(pod + "containers/c/1f", "/dev/termination-log"),
+      Bind(std::string(kSandboxFiles) + "shm", "/dev/shm"),
+      Bind(pod + "volumes/kubernetes.io~projected/kube-api-access",
+           "/var/run/secrets/kubernetes.io/serviceaccount", {"rbind", "rprivate", "ro"}),
+      Bind("/srv/data", "/data", {"rbind", "rslave", "rw"}),
+  };
+  const Outcome out = Rewrite(spec);
+  ASSERT_TRUE(out.status.ok()) << out.status;
+
+  ASSERT_EQ(out.result.binds.size(), 4u);
+  const HostBind& hosts = out.result.binds[0];
+  EXPECT_EQ(hosts.name, "m1");
+  EXPECT_EQ(hosts.source, pod + "etc-hosts");
+  EXPECT_TRUE(hosts.recursive);
+  EXPECT_FALSE(hosts.read_only);
+  EXPECT_FALSE(hosts.follow_host);
+  EXPECT_EQ(out.result.binds[1].name, "m2");
+  EXPECT_EQ(out.result.binds[2].name, "m4");
+  EXPECT_TRUE(out.result.binds[2].read_only);
+  EXPECT_TRUE(out.result.binds[3].follow_host);
+
+  EXPECT_EQ(out.MountAt("/etc/hosts")["source"], "/run/magnetar/shared/c1/m1");
+  EXPECT_EQ(out.MountAt("/dev/termination-log")["source"], "/run/magnetar/shared/c1/m2");
+  EXPECT_EQ(out.MountAt("/dev/shm"),
+            Bind("/run/magnetar/pod/shm", "/dev/shm", {"rbind", "rprivate", "rw"}));
+  EXPECT_EQ(out.MountAt("/var/run/secrets/kubernetes.io/serviceaccount"),
+            Bind("/run/magnetar/shared/c1/m4", "/var/run/secrets/kubernetes.io/serviceaccount",
+                 {"rbind", "rprivate", "ro"}));
+  EXPECT_EQ(out.MountAt("/data"),
+            Bind("/run/magnetar/shared/c1/m5", "/data", {"rbind", "rprivate", "rw"}));
+  // The kubelet's /etc/hosts wins; the other two are the pod's.
+  EXPECT_EQ(out.spec["mounts"].size(), 8u);
+  EXPECT_EQ(out.MountAt("/etc/hostname")["source"], "/run/magnetar/pod/hostname");
+  EXPECT_EQ(out.MountAt("/etc/resolv.conf")["source"], "/run/magnetar/pod/resolv.conf");
+}
+
+TEST(SpecRewriteTest, PodFilesFollowTheRootFilesystemsAccess) {
+  Json spec = Spec();
+  EXPECT_EQ(Rewrite(spec).MountAt("/etc/hosts")["options"], Json({"rbind", "rprivate", "rw"}));
+  spec["root"]["readonly"] = true;
+  EXPECT_EQ(Rewrite(spec).MountAt("/etc/hosts")["options"], Json({"rbind", "rprivate", "ro"}));
+}
+
+TEST(SpecRewriteTest, PodFilesAreAddedOnlyWhereNothingIs) {
+  Json spec = Spec();
+  spec["mounts"].push_back(Bind("/srv/resolv", "/etc//resolv.conf/"));
+  const Outcome out = Rewrite(spec);
+  ASSERT_TRUE(out.status.ok()) << out.status;
+  EXPECT_EQ(out.spec["mounts"].size(), 3u);
+  EXPECT_TRUE(out.MountAt("/etc/resolv.conf").is_null());
+}
+
+TEST(SpecRewriteTest, PodFilesOfContainerdAreTheGuests) {
+  Json spec = Spec();
+  for (const char* file : {"hostname", "hosts", "resolv.conf"}) {
+    spec["mounts"].push_back(Bind(std::string(kSandboxFiles) + file, std::string("/etc/") + file,
+                                  {"rbind", "rprivate", "ro"}));
+  }
+  const Outcome out = Rewrite(spec);
+  ASSERT_TRUE(out.status.ok()) << out.status;
+  EXPECT_THAT(out.result.binds, IsEmpty());
+  EXPECT_EQ(out.spec["mounts"].size(), 3u);
+  EXPECT_EQ(out.MountAt("/etc/hosts"),
+            Bind("/run/magnetar/pod/hosts", "/etc/hosts", {"rbind", "rprivate", "ro"}));
+}
+
+TEST(SpecRewriteTest, FilesOfAnotherSandboxAreJustHostPaths) {
+  Json spec = Spec();
+  spec["mounts"].push_back(Bind("/run/containerd/sandboxes/other/shm", "/dev/shm"));
+  const Outcome out = Rewrite(spec);
+  ASSERT_EQ(out.result.binds.size(), 1u);
+  EXPECT_EQ(out.MountAt("/dev/shm")["source"], "/run/magnetar/shared/c1/m0");
+}
+
+TEST(SpecRewriteTest, WithoutPodFiles) {
+  SpecRequest request = Request();
+  request.guest_hostname = request.guest_hosts = request.guest_resolv_conf = request.guest_shm = "";
+  Json spec = Spec();
+  spec["mounts"].push_back(Bind(std::string(kSandboxFiles) + "shm", "/dev/shm"));
+  const Outcome out = Rewrite(spec, request);
+  ASSERT_TRUE(out.status.ok()) << out.status;
+  EXPECT_EQ(out.spec["mounts"].size(), 1u);
+  EXPECT_EQ(out.MountAt("/dev/shm")["type"], "tmpfs");
+}
+
+struct OptionsCase {
+  std::vector<std::string> options;
+  bool recursive, read_only, follow_host;
+  std::vector<std::string> guest;
+};
+
+TEST(SpecRewriteTest, BindOptions) {
+  const OptionsCase cases[] = {
+      {{"bind"}, false, false, false, {"rbind", "rprivate", "rw"}},
+      {{"rbind"}, true, false, false, {"rbind", "rprivate", "rw"}},
+      {{"rbind", "ro"}, true, true, false, {"rbind", "rprivate", "ro"}},
+      {{"rbind", "rro"}, true, true, false, {"rbind", "rprivate", "ro"}},
+      {{"rbind", "ro", "rw"}, true, false, false, {"rbind", "rprivate", "rw"}},
+      {{"bind", "slave"}, false, false, true, {"rbind", "rprivate", "rw"}},
+      {{"rbind", "rslave", "rprivate"}, true, false, false, {"rbind", "rprivate", "rw"}},
+      {{"rbind", "nosuid", "nodev", "noexec", "ro"},
+       true,
+       true,
+       false,
+       {"rbind", "rprivate", "nosuid", "nodev", "noexec", "ro"}},
+      {{"rbind", "z"}, true, false, false, {"rbind", "rprivate", "rw"}},
+      {{}, false, false, false, {"rbind", "rprivate", "rw"}},
+  };
+  for (const OptionsCase& c : cases) {
+    Json spec = Spec();
+    spec["mounts"].push_back(Bind("/srv/x", "/x", c.options));
+    const Outcome out = Rewrite(spec);
+    SCOPED_TRACE(spec["mounts"].dump());
+    ASSERT_TRUE(out.status.ok()) << out.status;
+    ASSERT_EQ(out.result.binds.size(), 1u);
+    EXPECT_EQ(out.result.binds[0].recursive, c.recursive);
+    EXPECT_EQ(out.result.binds[0].read_only, c.read_only);
+    EXPECT_EQ(out.result.binds[0].follow_host, c.follow_host);
+    EXPECT_EQ(out.MountAt("/x")["options"], Json(c.guest));
+  }
+}
+
+TEST(SpecRewriteTest, BindIsKnownByItsOptionToo) {
+  Json spec = Spec();
+  spec["mounts"].push_back({{"source", "/srv/x"}, {"destination", "/x"}, {"options", {"rbind"}}});
+  spec["mounts"].push_back(
+      {{"source", "/srv/y"}, {"destination", "/y"}, {"type", "none"}, {"options", {"bind"}}});
+  const Outcome out = Rewrite(spec);
+  ASSERT_TRUE(out.status.ok()) << out.status;
+  EXPECT_EQ(out.result.binds.size(), 2u);
+  EXPECT_EQ(out.MountAt("/y")["type"], "bind");
+}
+
+TEST(SpecRewriteTest, ResourcesKeepWhatAGuestCanDo) {
+  Json spec = Spec();
+  spec["linux"]["resources"] = Json::parse(R"({
+    "devices": [{"allow": false, "access": "rwm"}],
+    "memory": {"limit": 134217728, "swap": 134217728, "swappiness": 60, "kernel": 1},
+    "cpu": {"shares": 512, "quota": 50000, "period": 100000, "cpus": "2-3", "mems": "0"},
+    "pids": {"limit": 100},
+    "blockIO": {"weight": 10},
+    "hugepageLimits": [{"pageSize": "2MB", "limit": 0}, {"pageSize": "1GB", "limit": 1073741824}],
+    "unified": {"memory.high": "1000000"}})");
+  const Outcome out = Rewrite(spec);
+  ASSERT_TRUE(out.status.ok()) << out.status;
+  const Json expected = Json::parse(R"({
+    "devices": [{"allow": false, "access": "rwm"}],
+    "memory": {"limit": 134217728, "swap": 134217728},
+    "cpu": {"shares": 512, "quota": 50000, "period": 100000},
+    "pids": {"limit": 100},
+    "hugepageLimits": [{"pageSize": "1GB", "limit": 1073741824}],
+    "unified": {"memory.high": "1000000"}})");
+  EXPECT_EQ(out.spec["linux"]["resources"], expected);
+  EXPECT_THAT(out.result.dropped,
+              ElementsAre("linux.resources.blockIO", "linux.resources.memory.kernel",
+                          "linux.resources.memory.swappiness", "linux.resources.cpu.cpus",
+                          "linux.resources.cpu.mems"));
+}
+
+TEST(SpecRewriteTest, CpusetsOfNothingAreNotMentioned) {
+  Json spec = Spec();
+  spec["linux"]["resources"]["cpu"] = {{"cpus", ""}, {"mems", ""}};
+  const Outcome out = Rewrite(spec);
+  EXPECT_THAT(out.result.dropped, IsEmpty());
+  EXPECT_EQ(out.spec["linux"]["resources"]["cpu"], Json::object());
+}
+
+TEST(SpecRewriteTest, LabelsOfTheHostAreDropped) {
+  Json spec = Spec();
+  spec["process"]["apparmorProfile"] = "cri-containerd.apparmor.d";
+  spec["process"]["selinuxLabel"] = "system_u:system_r:container_t:s0";
+  spec["linux"]["mountLabel"] = "system_u:object_r:container_file_t:s0";
+  spec["linux"]["intelRdt"] = {{"closID", "x"}};
+  spec["windows"] = {{"layerFolders", {"c:"}}};
+  const Outcome out = Rewrite(spec);
+  ASSERT_TRUE(out.status.ok()) << out.status;
+  EXPECT_EQ(out.spec["process"], Spec()["process"]);
+  EXPECT_FALSE(out.spec["linux"].contains("mountLabel"));
+  EXPECT_FALSE(out.spec["linux"].contains("intelRdt"));
+  EXPECT_FALSE(out.spec.contains("windows"));
+  EXPECT_THAT(out.result.dropped, ElementsAre("process.apparmorProfile", "process.selinuxLabel",
+                                              "linux.mountLabel", "linux.intelRdt"));
+}
+
+TEST(SpecRewriteTest, StandardDevicesAreKept) {
+  Json spec = Spec();
+  spec["linux"]["devices"] = Json::parse(R"([
+    {"path": "/dev/null", "type": "c", "major": 1, "minor": 3, "fileMode": 438},
+    {"path": "/dev/other-name", "type": "c", "major": 1, "minor": 9},
+    {"path": "/dev/ptmx", "type": "c", "major": 5, "minor": 2},
+    {"path": "/dev/initctl", "type": "p"}])");
+  const Outcome out = Rewrite(spec);
+  ASSERT_TRUE(out.status.ok()) << out.status;
+  EXPECT_EQ(out.spec["linux"]["devices"], spec["linux"]["devices"]);
+}
+
+TEST(SpecRewriteTest, EmptyHooksGoSilently) {
+  Json spec = Spec();
+  spec["hooks"] = {{"prestart", Json::array()}};
+  const Outcome out = Rewrite(spec);
+  ASSERT_TRUE(out.status.ok()) << out.status;
+  EXPECT_FALSE(out.spec.contains("hooks"));
+}
+
+struct RefusalCase {
+  const char* what;
+  std::function<void(Json&)> change;
+  absl::StatusCode code;
+  const char* message;
+};
+
+TEST(SpecRewriteTest, Refusals) {
+  constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
+  constexpr auto kRefused = absl::StatusCode::kFailedPrecondition;
+  const auto mount = [](Json m) {
+    return [m](Json& s) { s["mounts"] = {Bind("/srv/ok", "/ok"), m}; };
+  };
+  const RefusalCase cases[] = {
+      {"root as hostPath", mount(Bind("/", "/host")), kRefused,
+       "mounts[1] /host: the host's root directory"},
+      {"root in disguise", mount(Bind("//./srv/..", "/host")), kRefused, "mounts[1] /host"},
+      {"relative source", mount(Bind("srv", "/x")), kInvalid, "mounts[1] /x: source \"srv\""},
+      {"no source", mount(Bind("", "/x")), kInvalid, "mounts[1] /x: source"},
+      {"NUL in source", mount(Bind(std::string("/a\0b", 4), "/x")), kInvalid, "mounts[1] /x"},
+      {"no destination", mount(Bind("/srv", "")), kInvalid, "mounts[1] : no destination"},
+      {"bidirectional", mount(Bind("/srv", "/x", {"rbind", "rshared"})), kRefused,
+       "mounts[1] /x: mount propagation \"rshared\""},
+      {"id-mapped option", mount(Bind("/srv", "/x", {"rbind", "ridmap"})), kRefused, "id-mapped"},
+      {"id-mapped mount",
+       mount({{"type", "bind"},
+              {"source", "/srv"},
+              {"destination", "/x"},
+              {"uidMappings", Json::parse("[{}]")}}),
+       kRefused, "id-mapped"},
+      {"overlay mount", mount({{"type", "overlay"}, {"source", "overlay"}, {"destination", "/x"}}),
+       kInvalid, "mounts[1] /x: mount type \"overlay\""},
+      {"no mount type", mount({{"source", "/srv"}, {"destination", "/x"}}), kInvalid,
+       "mount type \"\""},
+      {"mount is no object", mount(Json(7)), kInvalid, "mounts[1] is no object"},
+      {"options are no strings", mount({{"type", "bind"}, {"destination", "/x"}, {"options", {1}}}),
+       kInvalid, "mounts[1].options"},
+      {"mounts are no array", [](Json& s) { s["mounts"] = "x"; }, kInvalid, "mounts is no array"},
+      {"hooks",
+       [](Json& s) {
+         s["hooks"]["createRuntime"] = {{{"path", "/bin/x"}}};
+       },
+       kRefused, "hooks.createRuntime"},
+      {"hooks are no object", [](Json& s) { s["hooks"] = {1}; }, kInvalid, "hooks is no object"},
+      {"host device",
+       [](Json& s) {
+         s["linux"]["devices"] =
+             Json::parse(R"([{"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232}])");
+       },
+       kRefused, "linux.devices[0] /dev/kvm"},
+      {"block device with a harmless number",
+       [](Json& s) {
+         s["linux"]["devices"] =
+             Json::parse(R"([{"path": "/dev/ram3", "type": "b", "major": 1, "minor": 3}])");
+       },
+       kRefused, "/dev/ram3"},
+      {"device without numbers",
+       [](Json& s) { s["linux"]["devices"] = Json::parse(R"([{"path": "/dev/x", "type": "c"}])"); },
+       kRefused, "/dev/x"},
+      {"user namespace",
+       [](Json& s) {
+         s["linux"]["namespaces"].push_back({{"type", "user"}});
+       },
+       kRefused, "user namespaces"},
+      {"uid mappings", [](Json& s) { s["linux"]["uidMappings"] = Json::parse("[{}]"); }, kRefused,
+       "linux.uidMappings"},
+      {"host's pids", [](Json& s) { s["linux"]["namespaces"].erase(0); }, kRefused,
+       "linux.namespaces: pid"},
+      {"host's mounts", [](Json& s) { s["linux"]["namespaces"].erase(3); }, kRefused,
+       "linux.namespaces: mount"},
+      {"a mount namespace of the host",
+       [](Json& s) { s["linux"]["namespaces"][3]["path"] = "/proc/1/ns/mnt"; }, kRefused,
+       "linux.namespaces: mount"},
+      {"no namespaces", [](Json& s) { s["linux"].erase("namespaces"); }, kRefused,
+       "linux.namespaces"},
+      {"unknown namespace", [](Json& s) { s["linux"]["namespaces"][0]["type"] = "astral"; },
+       kInvalid, "linux.namespaces[0]: namespace type \"astral\""},
+      {"namespace twice",
+       [](Json& s) {
+         s["linux"]["namespaces"].push_back({{"type", "pid"}});
+       },
+       kInvalid, "a second pid namespace"},
+      {"namespace is no object", [](Json& s) { s["linux"]["namespaces"][0] = 1; }, kInvalid,
+       "linux.namespaces[0] is no object"},
+      {"seccomp listener", [](Json& s) { s["linux"]["seccomp"]["listenerPath"] = "/run/s"; },
+       kRefused, "linux.seccomp.listenerPath"},
+      {"no linux", [](Json& s) { s.erase("linux"); }, kInvalid, "no linux section"},
+      {"no root", [](Json& s) { s.erase("root"); }, kInvalid, "no root section"},
+      {"root is no object", [](Json& s) { s["root"] = "x"; }, kInvalid, "root is no object"},
+      {"process is no object", [](Json& s) { s["process"] = 1; }, kInvalid, "process is no object"},
+      {"resources are no object", [](Json& s) { s["linux"]["resources"] = 1; }, kInvalid,
+       "linux.resources is no object"},
+      {"hugepage limit is no object",
+       [](Json& s) { s["linux"]["resources"]["hugepageLimits"] = {1}; }, kInvalid,
+       "hugepageLimits"},
+  };
+  for (const RefusalCase& c : cases) {
+    Json spec = Spec();
+    c.change(spec);
+    SCOPED_TRACE(c.what);
+    const Outcome out = Rewrite(spec);
+    EXPECT_EQ(out.status.code(), c.code) << out.status;
+    EXPECT_THAT(std::string(out.status.message()), HasSubstr(c.message));
+  }
+}
+
+TEST(SpecRewriteTest, NoSpecAtAll) {
+  for (const std::string text :
+       {"", "{", "[]", "7", "null", "\"x\"", "{} {}", "{\"a\":\"\xff\"}"}) {
+    EXPECT_TRUE(absl::IsInvalidArgument(RewriteSpec(text, Request()).status())) << text;
+  }
+}
+
+TEST(SpecRewriteTest, BottomlessNesting) {
+  const std::string deep(1 << 20, '[');
+  EXPECT_TRUE(absl::IsInvalidArgument(RewriteSpec(deep, Request()).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      RewriteSpec("{\"a\":" + std::string(100, '[') + std::string(100, ']') + "}", Request())
+          .status()));
+  // Brackets in strings do not nest.
+  Json spec = Spec();
+  spec["process"]["args"] = {std::string(1000, '['), "\"[\\"};
+  EXPECT_TRUE(Rewrite(spec).status.ok());
+}
+
+TEST(CleanPathTest, Cases) {
+  EXPECT_EQ(CleanPath("/"), "/");
+  EXPECT_EQ(CleanPath("//a/./b//c/"), "/a/b/c");
+  EXPECT_EQ(CleanPath("/a/../../b"), "/b");
+  EXPECT_EQ(CleanPath(""), "/");
+}
+
+}  // namespace
+}  // namespace magnetar::daemon
