@@ -1,5 +1,7 @@
 #pragma once
 
+#include <boost/asio/bind_cancellation_slot.hpp>
+#include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/thread_pool.hpp>
 #include <boost/asio/use_awaitable.hpp>
@@ -17,7 +19,11 @@ template <typename F>
 Co<std::invoke_result_t<F>> RunBlocking(asio::thread_pool& pool, F f) {
   auto body = [](F g) -> Co<std::invoke_result_t<F>> { co_return g(); };
   auto task = body(std::move(f));
-  co_return co_await asio::co_spawn(pool, std::move(task), asio::use_awaitable);
+  // A cancellation must not be passed on to the pool: asio would hand it over by a pointer
+  // that is gone once the function has returned.
+  co_return co_await asio::co_spawn(
+      pool, std::move(task),
+      asio::bind_cancellation_slot(asio::cancellation_slot(), asio::use_awaitable));
 }
 
 }  // namespace magnetar
