@@ -1,0 +1,47 @@
+"""Samples, and how they are told."""
+
+import statistics
+
+
+def percentile(samples, share):
+    ordered = sorted(samples)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+class Results:
+    def __init__(self):
+        self.samples = {}
+
+    def add(self, mode, metric, unit, value):
+        self.samples.setdefault((mode, metric, unit), []).append(value)
+
+    def median(self, mode, metric):
+        for (found_mode, found_metric, _), values in self.samples.items():
+            if (found_mode, found_metric) == (mode, metric):
+                return statistics.median(values)
+        return None
+
+    def objects(self):
+        return [{"bench": "pod", "vmm": {"runc": "none"}.get(mode, "qemu"), "mode": mode, "metric": metric, "unit": unit,
+                 "n": len(values), "p50": statistics.median(values), "p95": percentile(values, 0.95),
+                 "p99": percentile(values, 0.99)} for (mode, metric, unit), values in self.samples.items()]
+
+    def table(self):
+        rows = [("mode", "metric", "unit", "n", "p50", "p95", "p99")]
+        rows += [(o["mode"], o["metric"], o["unit"], str(o["n"]), *(f"{o[p]:.1f}" for p in ("p50", "p95", "p99")))
+                 for o in self.objects()]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        return "\n".join("  ".join(cell.ljust(width) if column < 3 else cell.rjust(width)
+                                   for column, (cell, width) in enumerate(zip(row, widths))) for row in rows)
+
+    def ratios(self):
+        """The comparisons that matter, one line each."""
+        lines = []
+        boot, runp = self.median("qemu alone", "boot to PID 1"), self.median("magnetar", "runp")
+        if boot and runp:
+            lines.append(f"runp / bare boot of the same kernel: {runp / boot:.2f}")
+        for metric in ("runp", "create+start", "exec true", "stop", "stopp", "rmp", "log throughput"):
+            ours, yardstick = self.median("magnetar", metric), self.median("runc", metric)
+            if ours and yardstick:
+                lines.append(f"{metric}: magnetar / runc = {ours / yardstick:.2f}")
+        return lines
