@@ -108,7 +108,7 @@ absl::StatusOr<UniqueFd> SharedTree::MakeMountPoint(const std::string& container
 absl::Status SharedTree::Unmount(const std::string& container_id, const std::string& name) {
   const UniqueFd container(OpenBelow(exported_.get(), container_id, O_PATH | O_DIRECTORY));
   if (!container.ok()) {
-    if (errno == ENOENT) return absl::OkStatus();
+    if (errno == ENOENT || errno == ENOTDIR) return absl::OkStatus();
     return ErrnoStatus(errno, absl::StrCat("open shared/", container_id));
   }
   return Annotate(UnmountEntry(container.get(), name),
@@ -120,6 +120,10 @@ absl::Status SharedTree::Remove(const std::string& container_id) {
   UniqueFd listing(OpenBelow(writable_.get(), container_id, O_RDONLY | O_DIRECTORY));
   if (!container.ok() || !listing.ok()) {
     if (errno == ENOENT) return absl::OkStatus();
+    // Something else that a guest has put in its place.
+    if (errno == ENOTDIR && ::unlinkat(writable_.get(), container_id.c_str(), 0) == 0) {
+      return absl::OkStatus();
+    }
     return ErrnoStatus(errno, absl::StrCat("open shared/", container_id));
   }
   const absl::StatusOr<std::vector<std::string>> names = Entries(std::move(listing));
