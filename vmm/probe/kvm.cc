@@ -14,6 +14,7 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 
 #include "absl/strings/str_cat.h"
 #include "magnetar/status.h"
@@ -66,7 +67,19 @@ void Put(uint8_t* memory, uint64_t at, const T& value) {
   std::memcpy(memory + at, &value, sizeof(value));
 }
 
-constexpr uint32_t kCpuidEntries = 256;
+// The kernel's header gives kvm_cpuid2, and with it the ioctl numbers, another size in
+// C++ than in C: an empty struct before the flexible array counts there.
+struct Cpuid {
+  uint32_t nent;
+  uint32_t padding;
+  kvm_cpuid_entry2 entries[256];
+};
+struct CpuidHeader {
+  uint32_t nent;
+  uint32_t padding;
+};
+constexpr unsigned long kGetSupportedCpuid = _IOWR(KVMIO, 0x05, CpuidHeader);
+constexpr unsigned long kSetCpuid2 = _IOW(KVMIO, 0x90, CpuidHeader);
 
 // What the child writes when it is done: the step that failed, or none.
 struct Verdict {
@@ -76,9 +89,7 @@ struct Verdict {
 
 // In the child: async-signal-safe calls only. Returns the step that failed, or nullptr.
 const char* RunGuest(int kvm) {
-  alignas(kvm_cpuid2) static uint8_t
-      cpuid_bytes[sizeof(kvm_cpuid2) + kCpuidEntries * sizeof(kvm_cpuid_entry2)];
-  auto* cpuid = reinterpret_cast<kvm_cpuid2*>(cpuid_bytes);
+  static Cpuid cpuid;
   const int vm = ::ioctl(kvm, KVM_CREATE_VM, 0);
   if (vm < 0) return "create a VM";
   // As every VMM does. Old Intel processors need the pages for unpaged code.
@@ -100,10 +111,9 @@ const char* RunGuest(int kvm) {
       ::mmap(nullptr, static_cast<size_t>(run_bytes), PROT_READ | PROT_WRITE, MAP_SHARED, cpu, 0);
   if (run_mapped == MAP_FAILED) return "map the vCPU";
   auto* run = static_cast<kvm_run*>(run_mapped);
-  cpuid->nent = kCpuidEntries;
+  cpuid.nent = std::size(cpuid.entries);
   // Without CPUID the vCPU has no long mode.
-  if (::ioctl(kvm, KVM_GET_SUPPORTED_CPUID, cpuid) != 0 ||
-      ::ioctl(cpu, KVM_SET_CPUID2, cpuid) != 0) {
+  if (::ioctl(kvm, kGetSupportedCpuid, &cpuid) != 0 || ::ioctl(cpu, kSetCpuid2, &cpuid) != 0) {
     return "set CPUID";
   }
 
