@@ -142,6 +142,21 @@ def test_port_forward(stack, listen):
                 assert b"forwarded" in http_get(stack, "127.0.0.1", port)
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_loopback_of_the_pod_reaches_the_guest(stack, address):
+    """What port-forward dials in the pod's namespace: a server on either loopback of the guest answers."""
+    with stack.pod() as pod:
+        web_server(pod, "looped", "-p", f"[{address}]:8080" if ":" in address else f"{address}:8080")
+        path = pod.netns()
+
+        def body():
+            with netns.connect(path, address, 8080) as connection:
+                connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                return b"".join(iter(lambda: connection.recv(4096), b""))
+
+        assert b"looped" in body()
+
+
 def test_port_forward_of_much_data(stack):
     with stack.pod() as pod:
         container = pod.run("/bin/sh", "-c", "httpd -p 127.0.0.1:9000 -h /data; echo up; sleep infinity", image=testimages.DATA)

@@ -40,6 +40,9 @@ class Results:
         boot, runp = self.median("qemu alone", "boot to PID 1"), self.median("magnetar", "runp")
         if boot and runp:
             lines.append(f"runp / bare boot of the same kernel: {runp / boot:.2f}")
+        by_hand, ours = self.median("crun by hand", "exec true"), self.median("magnetar", "exec true")
+        if by_hand and ours:
+            lines.append(f"exec true through crictl: {ours:.0f} ms; twice crun exec by hand plus 50 ms: {2 * by_hand + 50:.0f} ms")
         for metric in ("runp", "create+start", "exec true", "stop", "stopp", "rmp", "log throughput"):
             ours, yardstick = self.median("magnetar", metric), self.median("runc", metric)
             if ours and yardstick:

@@ -10,12 +10,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def call(netns, function, *args):
-    """The result of `function(*args)` run by a thread in the namespace /run/netns/<netns>."""
+    """The result of `function(*args)` run by a thread in a namespace: /run/netns/<netns>, or a path."""
     result = {}
 
     def body():
         try:
-            fd = os.open(f"/run/netns/{netns}", os.O_RDONLY)
+            fd = os.open(os.path.join("/run/netns", netns), os.O_RDONLY)
             try:
                 if _libc.setns(fd, CLONE_NEWNET) != 0:
                     raise OSError(ctypes.get_errno(), "setns")

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import subprocess
 import time
 
 from . import settings, testimages
@@ -113,6 +114,16 @@ class Pod:
     def addresses(self):
         network_status = self.status()["network"]
         return [network_status["ip"], *[extra["ip"] for extra in network_status.get("additionalIps", [])]]
+
+    def netns(self):
+        """The path of the network namespace that CNI set up for it."""
+        address = self.addresses()[0]
+        for point in self.stack.host.mounts():
+            if "/netns/" in point:
+                shown = subprocess.run(["nsenter", f"--net={point}", "ip", "-o", "addr"], capture_output=True, text=True).stdout
+                if f" {address}/" in shown:
+                    return point
+        raise LookupError(f"no network namespace has {address}")
 
     def stop(self):
         self.stack.crictl.run("stopp", self.id)

@@ -1,0 +1,52 @@
+"""`crun exec` by hand, in the same guest without Magnetar: the yardstick of an exec."""
+
+import json
+import pathlib
+
+from . import guestbox
+
+SCRIPT = """
+export PATH=/bin
+/bin/busybox --install -s /bin
+mount -t devtmpfs none /dev; mount -t proc none /proc; mount -t sysfs none /sys
+exec > /dev/ttyS0 2>&1 < /dev/null
+while read -r module; do insmod "/${module#/}"; done < /etc/magnetar/modules.boot
+mount -t erofs -o ro /dev/vda /sysroot || echo no-root
+mount -t proc none /sysroot/proc; mount -t sysfs none /sysroot/sys; mount -t cgroup2 none /sysroot/sys/fs/cgroup
+mount -t devtmpfs none /sysroot/dev; mount -t tmpfs none /sysroot/run; mount -t tmpfs none /sysroot/tmp
+mkdir -p /sysroot/run/b/rootfs/bin /sysroot/run/b/rootfs/proc /sysroot/run/b/rootfs/dev
+cp /bin/busybox /sysroot/run/b/rootfs/bin/; ln -s busybox /sysroot/run/b/rootfs/bin/true
+cp /config.json /sysroot/run/b/
+chroot /sysroot /usr/bin/crun --root /run/crun run -d --bundle /run/b box || echo crun-failed
+chroot /sysroot /usr/bin/crun --root /run/crun exec box /bin/true || echo exec-failed
+n=0
+echo exec-begin
+while [ $n -lt %d ]; do n=$((n + 1)); chroot /sysroot /usr/bin/crun --root /run/crun exec box /bin/true; echo "exec-done-$n."; done
+reboot -f
+"""
+
+CONFIG = {
+    "ociVersion": "1.0.0",
+    "process": {"args": ["/bin/busybox", "sleep", "1000"], "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0},
+                "capabilities": {name: ["CAP_KILL"] for name in ("bounding", "effective", "permitted")}},
+    "root": {"path": "rootfs"},
+    "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"},
+               {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]}],
+    "linux": {"cgroupsPath": "/box", "namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts", "cgroup")]},
+}
+
+
+def measure(guest, count):
+    """Seconds of each of `count` execs of true."""
+    guest = pathlib.Path(guest)
+    added = guestbox.overlay(SCRIPT % count, [("config.json", 0o100644, json.dumps(CONFIG).encode()), ("sys", 0o40755, b""),
+                                              ("proc", 0o40755, b""), ("sysroot", 0o40755, b"")])
+    initrd = (guest / "initrd.img").read_bytes()
+    with guestbox.Box(guest / "vmlinux", initrd + b"\0" * (-len(initrd) % 512) + added, guest / "root.erofs") as box:
+        last = box.wait_for("exec-begin")
+        samples = []
+        for number in range(1, count + 1):
+            now = box.wait_for(f"exec-done-{number}.")
+            samples.append(now - last)
+            last = now
+        return samples
