@@ -32,11 +32,12 @@ bool SameStep(const StorageStep& a, const StorageStep& b) {
          a.serial == b.serial;
 }
 
+// To be followed by the step itself.
 absl::Status AddStep(SandboxStorage& sandbox, const StorageStep& step) {
   const absl::Status status = sandbox.journal_add(step);
   if (!status.ok()) return Annotate(status, "journal");
   sandbox.steps.push_back(step);
-  return absl::OkStatus();
+  return Failpoint("storage.step.before");
 }
 
 absl::Status RemoveStep(SandboxStorage& sandbox, const StorageStep& step) {
@@ -74,14 +75,6 @@ ShareTarget TargetOf(const SandboxStorage& sandbox, const StorageStep& step) {
   return {sandbox.shared_directory, step.container_id, step.path.substr(step.path.rfind('/') + 1)};
 }
 
-// `work` between the two failpoints of a mount; blocks.
-template <typename F>
-absl::Status WithFailpoints(const char* before, const char* after, F work) {
-  MAGNETAR_RETURN_IF_ERROR(Failpoint(before));
-  MAGNETAR_RETURN_IF_ERROR(work());
-  return Failpoint(after);
-}
-
 Co<absl::Status> AttachDisk(SandboxStorage* sandbox, std::string container_id, RootfsPlan plan,
                             agent::v1::PreparedContainer* prepared) {
   StorageStep step;
@@ -103,7 +96,6 @@ Co<absl::Status> AttachDisk(SandboxStorage* sandbox, std::string container_id, R
   if (!image.ok()) co_return Annotate(image.status(), kRootfs);
 
   MAGNETAR_CO_RETURN_IF_ERROR(AddStep(*sandbox, step));
-  MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("storage.disk.before"));
   vmm::DiskSpec disk;
   disk.serial = step.serial;
   disk.fd = image->get();
@@ -111,7 +103,7 @@ Co<absl::Status> AttachDisk(SandboxStorage* sandbox, std::string container_id, R
   auto add = sandbox->vm->AddDisk(std::move(disk));
   const absl::Status added = co_await std::move(add);
   if (!added.ok()) co_return Annotate(added, absl::StrCat("rootfs: attach ", plan.source));
-  MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("storage.disk.after"));
+  MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("storage.step.after"));
 
   agent::v1::Storage* storage = prepared->add_storages();
   storage->set_kind(agent::v1::Storage::DISK);
@@ -128,10 +120,11 @@ Co<absl::Status> ShareFiles(SandboxStorage* sandbox, std::string container_id, R
   MAGNETAR_CO_RETURN_IF_ERROR(AddStep(*sandbox, step));
   auto share =
       RunBlocking(*sandbox->blocking, [plan = std::move(plan), target = TargetOf(*sandbox, step)] {
-        return WithFailpoints("storage.mount.before", "storage.mount.after",
-                              [&] { return ShareRootfs(plan, target); });
+        return ShareRootfs(plan, target);
       });
-  co_return co_await std::move(share);
+  const absl::Status status = co_await std::move(share);
+  MAGNETAR_CO_RETURN_IF_ERROR(status);
+  co_return Failpoint("storage.step.after");
 }
 
 Co<absl::Status> ShareHostPaths(SandboxStorage* sandbox, std::string container_id,
@@ -142,11 +135,11 @@ Co<absl::Status> ShareHostPaths(SandboxStorage* sandbox, std::string container_i
     MAGNETAR_CO_RETURN_IF_ERROR(AddStep(*sandbox, step));
     auto share =
         RunBlocking(*sandbox->blocking, [bind, target = TargetOf(*sandbox, step), run_directory] {
-          return WithFailpoints("storage.bind.before", "storage.bind.after",
-                                [&] { return ShareBind(bind, target, run_directory); });
+          return ShareBind(bind, target, run_directory);
         });
     const absl::Status status = co_await std::move(share);
     MAGNETAR_CO_RETURN_IF_ERROR(status);
+    MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("storage.step.after"));
   }
   co_return absl::OkStatus();
 }
@@ -168,15 +161,13 @@ Co<absl::Status> Build(SandboxStorage* sandbox, std::string container_id, Rootfs
 }
 
 Co<absl::Status> UndoStep(SandboxStorage* sandbox, StorageStep step) {
+  MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("storage.undo.before"));
   if (step.kind == StorageStep::Kind::kMount) {
-    auto unshare = RunBlocking(*sandbox->blocking, [target = TargetOf(*sandbox, step)] {
-      return WithFailpoints("storage.unmount.before", "storage.unmount.after",
-                            [&] { return Unshare(target); });
-    });
-    co_return co_await std::move(unshare);
-  }
-  MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("storage.detach.before"));
-  if (sandbox->vm != nullptr) {
+    auto unshare = RunBlocking(*sandbox->blocking,
+                               [target = TargetOf(*sandbox, step)] { return Unshare(target); });
+    const absl::Status unshared = co_await std::move(unshare);
+    MAGNETAR_CO_RETURN_IF_ERROR(unshared);
+  } else if (sandbox->vm != nullptr) {
     auto remove = sandbox->vm->RemoveDisk(step.serial);
     const absl::Status removed = co_await std::move(remove);
     // It was never attached, or went with the VM.
@@ -184,7 +175,7 @@ Co<absl::Status> UndoStep(SandboxStorage* sandbox, StorageStep step) {
       co_return Annotate(removed, absl::StrCat("detach ", step.source));
     }
   }
-  co_return Failpoint("storage.detach.after");
+  co_return Failpoint("storage.undo.after");
 }
 
 Co<absl::Status> ReleaseSteps(SandboxStorage* sandbox, std::string container_id) {

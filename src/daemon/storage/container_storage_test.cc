@@ -506,5 +506,14 @@ TEST_F(ContainerStorageTest, TypesThatAreNotTheTasks) {
   EXPECT_TRUE(absl::IsFailedPrecondition(Prepare(std::move(request)).status()));
 }
 
+// Last: failpoints stay for the life of the process.
+TEST_F(ContainerStorageTest, FailureAfterAStepUndoesIt) {
+  SetFailpoints({"storage.step.after=error"});
+  const auto prepared = Prepare(Request(Overlay(1)));
+  EXPECT_TRUE(absl::IsInternal(prepared.status())) << prepared.status();
+  EXPECT_EQ(journalled_, 1);
+  ExpectNothingLeft();
+}
+
 }  // namespace
 }  // namespace magnetar::daemon
