@@ -22,6 +22,8 @@ def load_order(tree, version, names):
             if action != "insmod":
                 raise BuildError(f"modprobe answers {line!r} for {name}")
             relative = str(pathlib.Path(path.strip()).relative_to(tree))
+            if not relative.endswith(".ko"):
+                raise BuildError(f"{relative} is compressed: apt's kernel is not Debian 12's")
             if relative not in order:
                 order.append(relative)
     return order
@@ -41,7 +43,8 @@ def copy_module(source, target):
 
 def prepare(package, deb, contents, cache):
     """A folder with vmlinux, modules and their lists, made once for a package and module list."""
-    stage = cache / "kernels" / sha256_text(canonical_json([package.sha256, contents["modules"], objcopy_version(), FORMAT]))
+    inputs = [package.sha256, contents["modules"], objcopy_version(), FORMAT]
+    stage = cache / "kernels" / sha256_text(canonical_json(inputs))
     if stage.is_dir():
         return stage
     say(f"unpacking {package.file}")

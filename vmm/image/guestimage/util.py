@@ -31,7 +31,7 @@ def run(argv, cwd=None, env=None):
     """Runs a command and returns its standard output; its own words are in the error."""
     clean = {"PATH": os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin", "LC_ALL": "C", "TZ": "UTC",
              "SOURCE_DATE_EPOCH": "0"}
-    for name in ("http_proxy", "https_proxy", "no_proxy", "APT_CONFIG", "TMPDIR"):
+    for name in ("http_proxy", "https_proxy", "no_proxy", "TMPDIR"):
         if name in os.environ:
             clean[name] = os.environ[name]
     clean.update(env or {})
