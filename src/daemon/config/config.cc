@@ -1,0 +1,190 @@
+#include "src/daemon/config/config.h"
+
+#include <functional>
+#include <initializer_list>
+#include <limits>
+#include <map>
+#include <set>
+#include <utility>
+
+#define TOML_EXCEPTIONS 0
+#include <toml++/toml.h>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "magnetar/files.h"
+#include "magnetar/status.h"
+
+namespace magnetar::daemon {
+namespace {
+
+// Where a value is read into; an error says what is wrong with it.
+using Setter = std::function<absl::Status(const toml::node&)>;
+
+absl::Status Wrong(absl::string_view what) { return absl::InvalidArgumentError(what); }
+
+Setter Text(std::string* out) {
+  return [out](const toml::node& node) {
+    const auto value = node.value_exact<std::string>();
+    if (!value) return Wrong("must be a string");
+    *out = *value;
+    return absl::OkStatus();
+  };
+}
+
+Setter Path(std::string* out) {
+  return [out](const toml::node& node) {
+    const auto value = node.value_exact<std::string>();
+    if (!value) return Wrong("must be a string");
+    if (value->empty() || value->front() != '/') return Wrong("must be an absolute path");
+    *out = *value;
+    return absl::OkStatus();
+  };
+}
+
+// A directory whose sockets must fit into sockaddr_un beside an id of 64 digits:
+// "<dir>/<id>/vmm/virtiofs.sock".
+Setter ShortPath(std::string* out, size_t limit) {
+  return [out, limit](const toml::node& node) {
+    absl::Status status = Path(out)(node);
+    if (status.ok() && out->size() > limit) {
+      return Wrong(absl::StrCat("must not be longer than ", limit,
+                                " bytes, so that the names of sockets below it fit"));
+    }
+    return status;
+  };
+}
+
+Setter OneOf(std::string* out, std::initializer_list<std::string> choices) {
+  return [out, choices = std::set<std::string>(choices)](const toml::node& node) {
+    const auto value = node.value_exact<std::string>();
+    if (!value || choices.count(*value) == 0) {
+      return Wrong(absl::StrCat("must be one of ", absl::StrJoin(choices, ", ")));
+    }
+    *out = *value;
+    return absl::OkStatus();
+  };
+}
+
+Setter Number(std::function<void(int64_t)> set, int64_t least, int64_t most) {
+  return [set = std::move(set), least, most](const toml::node& node) {
+    const auto value = node.value_exact<int64_t>();
+    if (!value) return Wrong("must be an integer");
+    if (*value < least || *value > most) {
+      return Wrong(absl::StrCat("must be between ", least, " and ", most));
+    }
+    set(*value);
+    return absl::OkStatus();
+  };
+}
+
+template <typename T>
+Setter Integer(T* out, int64_t least, int64_t most) {
+  return Number([out](int64_t value) { *out = static_cast<T>(value); }, least, most);
+}
+
+template <typename Duration>
+Setter Time(Duration* out, int64_t least, int64_t most) {
+  return Number([out](int64_t value) { *out = Duration(value); }, least, most);
+}
+
+Setter TextList(std::vector<std::string>* out) {
+  return [out](const toml::node& node) {
+    const toml::array* array = node.as_array();
+    if (array == nullptr) return Wrong("must be a list of strings");
+    for (const toml::node& element : *array) {
+      const auto value = element.value_exact<std::string>();
+      if (!value) return Wrong("must be a list of strings");
+      out->push_back(*value);
+    }
+    return absl::OkStatus();
+  };
+}
+
+// The keys of the configuration, as data.
+std::map<std::string, std::map<std::string, Setter>> Keys(Config& config) {
+  auto& c = config;
+  constexpr int64_t kMebibytes = 1 << 24;
+  return {
+      {"",
+       {{"listen", ShortPath(&c.listen, 100)},
+        {"run_dir", ShortPath(&c.run_dir, 24)},
+        {"log_level", OneOf(&c.log_level, {"debug", "info", "warn", "error"})}}},
+      {"containerd",
+       {{"address", ShortPath(&c.containerd.address, 100)},
+        {"orphan_after_seconds", Time(&c.containerd.orphan_after, 0, 86400)}}},
+      {"guest",
+       {{"kernel", Path(&c.guest.kernel)},
+        {"initrd", Path(&c.guest.initrd)},
+        {"image", Path(&c.guest.image)},
+        {"extra_cmdline", Text(&c.guest.extra_cmdline)},
+        {"log_level", OneOf(&c.guest.log_level, {"debug", "info", "warn"})},
+        {"memory_reserve_mib", Integer(&c.guest.memory_reserve_mib, 8, 4096)},
+        {"heartbeat_seconds", Time(&c.guest.heartbeat, 0, 3600)}}},
+      {"vm",
+       {{"vmm", OneOf(&c.vm.vmm, {"auto", "qemu"})},
+        {"accel", OneOf(&c.vm.accel, {"auto", "kvm", "tcg"})},
+        {"transport", OneOf(&c.vm.transport, {"auto", "vsock", "mux"})},
+        {"vcpus", Integer(&c.vm.vcpus, 1, 255)},
+        {"memory_mib", Integer(&c.vm.memory_mib, 128, kMebibytes)},
+        {"overhead_mib", Integer(&c.vm.overhead_mib, 0, kMebibytes)},
+        {"qemu_path", Path(&c.vm.qemu_path)},
+        {"virtiofsd_path", Path(&c.vm.virtiofsd_path)},
+        {"supervisor_path", Path(&c.vm.supervisor_path)},
+        {"start_timeout_seconds", Time(&c.vm.start_timeout, 1, 3600)},
+        {"stop_timeout_ms", Time(&c.vm.stop_timeout, 0, 60000)},
+        {"uid_base", Integer(&c.vm.uid_base, 1000, std::numeric_limits<int32_t>::max())},
+        {"uid_count", Integer(&c.vm.uid_count, 1, 1 << 24)},
+        {"console_ring_kib", Integer(&c.vm.console_ring_kib, 4, 16384)}}},
+      {"debug", {{"failpoints", TextList(&c.debug.failpoints)}}},
+  };
+}
+
+absl::Status At(const std::string& file, const toml::source_region& where, absl::string_view key,
+                absl::string_view what) {
+  return absl::InvalidArgumentError(
+      absl::StrCat(file, ":", where.begin.line, ": ", key, ": ", what));
+}
+
+absl::Status ReadTable(const toml::table& table, const std::string& prefix,
+                       const std::map<std::string, std::map<std::string, Setter>>& keys,
+                       const std::string& file) {
+  const auto& known = keys.at(prefix);
+  for (const auto& [key, node] : table) {
+    const std::string name(key.str());
+    const std::string full = prefix.empty() ? name : absl::StrCat(prefix, ".", name);
+    if (prefix.empty() && keys.count(name) != 0) {
+      if (!node.is_table()) return At(file, node.source(), full, "must be a table");
+      MAGNETAR_RETURN_IF_ERROR(ReadTable(*node.as_table(), name, keys, file));
+      continue;
+    }
+    const auto setter = known.find(name);
+    if (setter == known.end()) return At(file, key.source(), full, "unknown key");
+    if (absl::Status status = setter->second(node); !status.ok()) {
+      return At(file, node.source(), full, status.message());
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<Config> ParseConfig(std::string_view toml, const std::string& file) {
+  const toml::parse_result parsed = toml::parse(toml, std::string_view(file));
+  if (!parsed) {
+    return absl::InvalidArgumentError(absl::StrCat(file, ":", parsed.error().source().begin.line,
+                                                   ": ",
+                                                   std::string(parsed.error().description())));
+  }
+  Config config;
+  MAGNETAR_RETURN_IF_ERROR(ReadTable(parsed.table(), "", Keys(config), file));
+  return config;
+}
+
+absl::StatusOr<Config> LoadConfig(const std::string& file) {
+  absl::StatusOr<std::string> text = ReadFile(file);
+  if (!text.ok()) return text.status();
+  return ParseConfig(*text, file);
+}
+
+}  // namespace magnetar::daemon

@@ -1,0 +1,71 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace magnetar::daemon {
+
+// Configuration of vmm-sandboxer. Every key has the default that is written here;
+// config/vmm-sandboxer.toml documents each of them.
+struct Config {
+  std::string listen = "/run/vmm-sandboxer.sock";
+  std::string run_dir = "/run/vmm-sandboxer";
+  std::string log_level = "info";  // debug, info, warn, error
+
+  struct Containerd {
+    std::string address = "/run/containerd/containerd.sock";
+    // How long containerd may not know a sandbox before it is an orphan; 0: for ever.
+    std::chrono::seconds orphan_after{60};
+  } containerd;
+
+  struct Guest {
+    std::string kernel = "/usr/lib/magnetar/guest/current/vmlinux";
+    std::string initrd = "/usr/lib/magnetar/guest/current/initrd";
+    std::string image = "/usr/lib/magnetar/guest/current/root.erofs";
+    std::string extra_cmdline;
+    std::string log_level = "info";
+    // Memory that the guest keeps for its kernel and agent.
+    uint64_t memory_reserve_mib = 32;
+    // How long a guest may leave heartbeats unanswered; 0: no heartbeat.
+    std::chrono::seconds heartbeat{30};
+  } guest;
+
+  struct Vm {
+    std::string vmm = "auto";        // auto, qemu
+    std::string accel = "auto";      // auto, kvm, tcg
+    std::string transport = "auto";  // auto, vsock, mux
+    uint32_t vcpus = 1;
+    uint64_t memory_mib = 512;
+    // Added to a pod's memory limit: what the guest itself needs.
+    uint64_t overhead_mib = 64;
+    std::string qemu_path = "/usr/bin/qemu-system-x86_64";
+    std::string virtiofsd_path = "/usr/lib/qemu/virtiofsd";
+    std::string supervisor_path = "/usr/libexec/magnetar/vmm-supervisor";
+    std::chrono::seconds start_timeout{60};
+    // What a guest may take for unmounting and syncing before its VM is ended.
+    std::chrono::milliseconds stop_timeout{2000};
+    // Each VM runs under a uid of its own, out of this range.
+    uint32_t uid_base = 1900000000;
+    uint32_t uid_count = 65536;
+    uint64_t console_ring_kib = 64;
+  } vm;
+
+  struct Debug {
+    std::vector<std::string> failpoints;
+  } debug;
+};
+
+// Parses TOML. A wrong key, type or value gives INVALID_ARGUMENT
+// "<file>:<line>: <key>: <what is wrong>".
+absl::StatusOr<Config> ParseConfig(std::string_view toml, const std::string& file);
+
+// Reads and parses `file`; NOT_FOUND if it is absent.
+absl::StatusOr<Config> LoadConfig(const std::string& file);
+
+}  // namespace magnetar::daemon

@@ -1,0 +1,101 @@
+#include "src/daemon/config/config.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "magnetar/files.h"
+
+namespace magnetar::daemon {
+namespace {
+
+using ::testing::HasSubstr;
+
+std::string Error(std::string_view toml) {
+  return std::string(ParseConfig(toml, "c.toml").status().message());
+}
+
+TEST(ConfigTest, EmptyFileGivesTheDefaults) {
+  auto config = ParseConfig("", "c.toml");
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->listen, "/run/vmm-sandboxer.sock");
+  EXPECT_EQ(config->vm.start_timeout, std::chrono::seconds(60));
+}
+
+TEST(ConfigTest, ReadsEveryKindOfValue) {
+  auto config = ParseConfig(R"(
+log_level = "debug"
+[vm]
+vcpus = 3
+start_timeout_seconds = 7
+[guest]
+heartbeat_seconds = 0
+[debug]
+failpoints = ["a", "b=error"]
+)",
+                            "c.toml");
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->log_level, "debug");
+  EXPECT_EQ(config->vm.vcpus, 3u);
+  EXPECT_EQ(config->vm.start_timeout, std::chrono::seconds(7));
+  EXPECT_EQ(config->guest.heartbeat, std::chrono::seconds(0));
+  EXPECT_THAT(config->debug.failpoints, testing::ElementsAre("a", "b=error"));
+}
+
+TEST(ConfigTest, ErrorsNameFileLineAndKey) {
+  EXPECT_EQ(Error("\nlisten = 3\n"), "c.toml:2: listen: must be a string");
+  EXPECT_EQ(Error("[vm]\nvcpu = 3\n"), "c.toml:2: vm.vcpu: unknown key");
+  EXPECT_EQ(Error("[vms]\n"), "c.toml:1: vms: unknown key");
+  EXPECT_EQ(Error("vm = 1\n"), "c.toml:1: vm: must be a table");
+  EXPECT_EQ(Error("[vm]\n\nvcpus = 0\n"), "c.toml:3: vm.vcpus: must be between 1 and 255");
+  EXPECT_EQ(Error("[vm]\nvcpus = 1.5\n"), "c.toml:2: vm.vcpus: must be an integer");
+  EXPECT_EQ(Error("[vm]\naccel = \"xen\"\n"), "c.toml:2: vm.accel: must be one of auto, kvm, tcg");
+  EXPECT_EQ(Error("run_dir = \"x\"\n"), "c.toml:1: run_dir: must be an absolute path");
+  EXPECT_THAT(Error("run_dir = \"/a/very/long/directory/that/does/not/fit\"\n"),
+              HasSubstr("c.toml:1: run_dir: must not be longer"));
+  EXPECT_EQ(Error("[debug]\nfailpoints = [1]\n"),
+            "c.toml:2: debug.failpoints: must be a list of strings");
+  EXPECT_THAT(Error("a = \n"), HasSubstr("c.toml:1: "));
+}
+
+TEST(ConfigTest, AbsentFileIsNotFound) {
+  EXPECT_EQ(LoadConfig("/nonexistent/c.toml").status().code(), absl::StatusCode::kNotFound);
+}
+
+// The shipped file shows each key with its default.
+TEST(ConfigTest, ShippedFileParsesAndNamesEveryKey) {
+  auto text = ReadFile(MAGNETAR_SOURCE_DIR "/config/vmm-sandboxer.toml");
+  ASSERT_TRUE(text.ok()) << text.status();
+  auto config = ParseConfig(*text, "vmm-sandboxer.toml");
+  ASSERT_TRUE(config.ok()) << config.status();
+  for (const char* key : {"listen",
+                          "run_dir",
+                          "log_level",
+                          "address",
+                          "orphan_after_seconds",
+                          "kernel",
+                          "initrd",
+                          "image",
+                          "extra_cmdline",
+                          "memory_reserve_mib",
+                          "heartbeat_seconds",
+                          "vmm",
+                          "accel",
+                          "transport",
+                          "vcpus",
+                          "memory_mib",
+                          "overhead_mib",
+                          "qemu_path",
+                          "virtiofsd_path",
+                          "supervisor_path",
+                          "start_timeout_seconds",
+                          "stop_timeout_ms",
+                          "uid_base",
+                          "uid_count",
+                          "console_ring_kib",
+                          "failpoints"}) {
+    EXPECT_THAT(*text, HasSubstr(std::string("\n") + key + " = ")) << key;
+  }
+}
+
+}  // namespace
+}  // namespace magnetar::daemon

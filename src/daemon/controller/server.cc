@@ -1,0 +1,95 @@
+#include "src/daemon/controller/server.h"
+
+#include <fcntl.h>
+#include <grpcpp/grpcpp.h>
+#include <sys/file.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "magnetar/files.h"
+#include "magnetar/status.h"
+#include "src/daemon/controller/controller_service.h"
+#include "src/daemon/sandbox/supervisor_launch.h"
+
+namespace magnetar::daemon {
+namespace {
+
+// containerd sends and takes as much.
+constexpr int kMaxMessageBytes = 16 << 20;
+constexpr std::chrono::seconds kDrain{2};
+
+absl::Status ClearSocketPath(const std::string& path) {
+  struct stat st;
+  if (::lstat(path.c_str(), &st) != 0) {
+    if (errno == ENOENT) return absl::OkStatus();
+    return ErrnoStatus(errno, absl::StrCat("stat ", path));
+  }
+  if (!S_ISSOCK(st.st_mode)) {
+    return absl::FailedPreconditionError(absl::StrCat("listen: ", path, " is no socket"));
+  }
+  if (ConnectUnix(path).ok()) {
+    return absl::FailedPreconditionError(absl::StrCat("listen: ", path, " is served already"));
+  }
+  return RemoveFile(path);
+}
+
+class GrpcControllerServer : public ControllerServer {
+ public:
+  GrpcControllerServer(const Environment* environment, SandboxManager* manager)
+      : path_(environment->config.listen), service_(environment, manager) {}
+
+  absl::Status Listen() {
+    MAGNETAR_RETURN_IF_ERROR(ClearSocketPath(path_));
+    grpc::ServerBuilder builder;
+    builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
+    builder.SetMaxSendMessageSize(kMaxMessageBytes);
+    int bound = 0;
+    builder.AddListeningPort(absl::StrCat("unix:", path_), grpc::InsecureServerCredentials(),
+                             &bound);
+    builder.RegisterService(&service_);
+    server_ = builder.BuildAndStart();
+    if (server_ == nullptr || bound == 0) {
+      return absl::UnavailableError(absl::StrCat("cannot listen on ", path_));
+    }
+    // The process's umask has kept others out since the bind.
+    if (::chmod(path_.c_str(), 0600) != 0) return ErrnoStatus(errno, absl::StrCat("chmod ", path_));
+    return absl::OkStatus();
+  }
+
+  void Stop() override { server_->Shutdown(std::chrono::system_clock::now() + kDrain); }
+
+ private:
+  const std::string path_;
+  ControllerService service_;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+}  // namespace
+
+absl::StatusOr<UniqueFd> LockRunDirectory(const std::string& run_dir) {
+  UniqueFd fd(::open(run_dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!fd.ok()) return ErrnoStatus(errno, absl::StrCat("open ", run_dir));
+  if (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
+    if (errno == EWOULDBLOCK) {
+      return absl::AlreadyExistsError(absl::StrCat("another daemon holds ", run_dir));
+    }
+    return ErrnoStatus(errno, absl::StrCat("lock ", run_dir));
+  }
+  return fd;
+}
+
+absl::StatusOr<std::unique_ptr<ControllerServer>> ControllerServer::Start(
+    const Environment* environment, SandboxManager* manager) {
+  auto server = std::make_unique<GrpcControllerServer>(environment, manager);
+  MAGNETAR_RETURN_IF_ERROR(server->Listen());
+  return std::unique_ptr<ControllerServer>(std::move(server));
+}
+
+}  // namespace magnetar::daemon

@@ -1,0 +1,196 @@
+#include "src/daemon/sandbox/agent_client.h"
+
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <deque>
+#include <optional>
+#include <utility>
+
+#include "magnetar/event.h"
+#include "magnetar/hybrid_vsock.h"
+#include "magnetar/ports.h"
+#include "magnetar/status.h"
+#include "magnetar/ttrpc/ttrpc.h"
+
+namespace magnetar::daemon {
+namespace {
+
+constexpr char kAgentService[] = "magnetar.agent.v1.Agent";
+constexpr char kHeartbeatService[] = "magnetar.agent.v1.Heartbeat";
+// What a guest may have in flight; more of them wait in the stream.
+constexpr size_t kMaxHostRequests = 64;
+
+// One HostRequests stream. Requests are handled side by side, answers leave in
+// the order in which they are ready, one Send at a time.
+struct HostRequestStream {
+  HostRequestStream(const asio::any_io_executor& executor, std::shared_ptr<ttrpc::Stream> s,
+                    HostRequestHandler h)
+      : stream(std::move(s)), handler(std::move(h)), changed(executor) {}
+
+  std::shared_ptr<ttrpc::Stream> stream;
+  HostRequestHandler handler;
+  Event changed;
+  std::deque<std::string> answers;
+  size_t in_flight = 0;
+  bool ended = false;
+};
+
+Co<void> SendAnswers(std::shared_ptr<HostRequestStream> self) {
+  while (!self->ended) {
+    if (self->answers.empty()) {
+      auto wait = self->changed.Wait();
+      co_await std::move(wait);
+      continue;
+    }
+    std::string answer = std::move(self->answers.front());
+    self->answers.pop_front();
+    auto send = self->stream->Send(std::move(answer));
+    const absl::Status status = co_await std::move(send);
+    if (!status.ok()) co_return;  // Receive tells of it, too.
+  }
+}
+
+Co<void> HandleHostRequest(std::shared_ptr<HostRequestStream> self,
+                           agent::v1::HostRequest request) {
+  const uint64_t id = request.id();
+  const bool wants_answer = request.request_case() != agent::v1::HostRequest::kEvent;
+  auto call = self->handler(std::move(request));
+  agent::v1::HostResponse response = co_await std::move(call);
+  --self->in_flight;
+  if (wants_answer) {
+    response.set_id(id);
+    self->answers.push_back(response.SerializeAsString());
+  }
+  self->changed.NotifyAll();
+}
+
+class TtrpcAgentClient : public AgentClient {
+ public:
+  TtrpcAgentClient(asio::any_io_executor executor, UniqueFd socket)
+      : executor_(executor), client_(ttrpc::Client::Create(executor, std::move(socket))) {}
+  ~TtrpcAgentClient() override { client_->Close(); }
+
+  Co<absl::StatusOr<agent::v1::HelloResponse>> Hello(std::chrono::nanoseconds timeout) override {
+    agent::v1::HelloRequest request;
+    request.set_protocol(kAgentProtocol);
+    request.set_daemon_version(MAGNETAR_VERSION);
+    request.set_host_time_ns(RealtimeNs());
+    auto call = client_->Call<agent::v1::HelloResponse>(kAgentService, "Hello", std::move(request),
+                                                        timeout);
+    absl::StatusOr<agent::v1::HelloResponse> response = co_await std::move(call);
+    co_return response;
+  }
+
+  Co<absl::Status> SetupSandbox(agent::v1::SetupSandboxRequest request,
+                                std::chrono::nanoseconds timeout) override {
+    auto call = client_->Call<agent::v1::SetupSandboxResponse>(kAgentService, "SetupSandbox",
+                                                               std::move(request), timeout);
+    absl::StatusOr<agent::v1::SetupSandboxResponse> response = co_await std::move(call);
+    co_return response.status();
+  }
+
+  Co<absl::StatusOr<agent::v1::ListContainersResponse>> ListContainers(
+      std::chrono::nanoseconds timeout) override {
+    agent::v1::ListContainersRequest request;
+    auto call = client_->Call<agent::v1::ListContainersResponse>(kAgentService, "ListContainers",
+                                                                 std::move(request), timeout);
+    absl::StatusOr<agent::v1::ListContainersResponse> response = co_await std::move(call);
+    co_return response;
+  }
+
+  Co<absl::Status> Shutdown(std::chrono::milliseconds timeout) override {
+    agent::v1::ShutdownRequest request;
+    request.set_timeout_ms(static_cast<uint32_t>(timeout.count()));
+    const std::chrono::nanoseconds limit = timeout + std::chrono::milliseconds(500);
+    auto call = client_->Call<agent::v1::ShutdownResponse>(kAgentService, "Shutdown",
+                                                           std::move(request), limit);
+    absl::StatusOr<agent::v1::ShutdownResponse> response = co_await std::move(call);
+    co_return response.status();
+  }
+
+  Co<absl::Status> ServeHostRequests(HostRequestHandler handler) override {
+    auto open = client_->OpenStream(kAgentService, "HostRequests");
+    absl::StatusOr<std::shared_ptr<ttrpc::Stream>> stream = co_await std::move(open);
+    if (!stream.ok()) co_return Annotate(stream.status(), "open HostRequests");
+    auto self =
+        std::make_shared<HostRequestStream>(executor_, *std::move(stream), std::move(handler));
+    asio::co_spawn(executor_, SendAnswers(self), asio::detached);
+    absl::Status result;
+    while (true) {
+      while (self->in_flight >= kMaxHostRequests) {
+        auto wait = self->changed.Wait();
+        co_await std::move(wait);
+      }
+      auto receive = self->stream->Receive();
+      absl::StatusOr<std::optional<std::string>> message = co_await std::move(receive);
+      if (!message.ok()) {
+        result = message.status();
+        break;
+      }
+      if (!message->has_value()) break;
+      agent::v1::HostRequest request;
+      if (!request.ParseFromString(**message)) {
+        result = absl::InvalidArgumentError("the guest sent a request that does not parse");
+        break;
+      }
+      ++self->in_flight;
+      asio::co_spawn(executor_, HandleHostRequest(self, std::move(request)), asio::detached);
+    }
+    self->ended = true;
+    self->changed.NotifyAll();
+    self->stream->Cancel();
+    co_return result;
+  }
+
+  void Close() override { client_->Close(); }
+
+ private:
+  asio::any_io_executor executor_;
+  std::shared_ptr<ttrpc::Client> client_;
+};
+
+class VsockGuestDialer : public GuestDialer {
+ public:
+  Co<absl::StatusOr<std::shared_ptr<AgentClient>>> DialAgent(
+      std::string vsock_path, std::chrono::nanoseconds timeout) override {
+    auto dial = DialHybridVsock(std::move(vsock_path), kAgentPort, timeout);
+    absl::StatusOr<UniqueFd> socket = co_await std::move(dial);
+    if (!socket.ok()) co_return Annotate(socket.status(), "dial the guest's agent");
+    const asio::any_io_executor executor = co_await asio::this_coro::executor;
+    std::shared_ptr<AgentClient> client =
+        std::make_shared<TtrpcAgentClient>(executor, *std::move(socket));
+    co_return client;
+  }
+
+  Co<absl::StatusOr<agent::v1::BeatResponse>> Beat(std::string vsock_path,
+                                                   std::chrono::nanoseconds timeout) override {
+    const auto begin = std::chrono::steady_clock::now();
+    auto dial = DialHybridVsock(std::move(vsock_path), kHeartbeatPort, timeout);
+    absl::StatusOr<UniqueFd> socket = co_await std::move(dial);
+    if (!socket.ok()) co_return Annotate(socket.status(), "dial the guest's heartbeat");
+    const asio::any_io_executor executor = co_await asio::this_coro::executor;
+    std::shared_ptr<ttrpc::Client> client = ttrpc::Client::Create(executor, *std::move(socket));
+    agent::v1::BeatRequest request;
+    request.set_host_time_ns(RealtimeNs());
+    // Zero would mean no limit.
+    const auto left = std::max<std::chrono::nanoseconds>(
+        timeout - (std::chrono::steady_clock::now() - begin), std::chrono::milliseconds(1));
+    auto call =
+        client->Call<agent::v1::BeatResponse>(kHeartbeatService, "Beat", std::move(request), left);
+    absl::StatusOr<agent::v1::BeatResponse> response = co_await std::move(call);
+    client->Close();
+    co_return response;
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<GuestDialer> NewGuestDialer() { return std::make_unique<VsockGuestDialer>(); }
+
+int64_t RealtimeNs() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+}  // namespace magnetar::daemon

@@ -1,0 +1,89 @@
+#pragma once
+
+#include <boost/asio/any_io_executor.hpp>
+#include <utility>
+
+#include "magnetar/co.h"
+#include "magnetar/event.h"
+
+namespace magnetar::daemon {
+
+// A condition that comes true once. One strand for everything.
+class AsyncFlag {
+ public:
+  explicit AsyncFlag(const asio::any_io_executor& executor) : changed_(executor) {}
+
+  bool is_set() const { return set_; }
+  void Set() {
+    set_ = true;
+    changed_.NotifyAll();
+  }
+  Co<void> Wait() {
+    while (!set_) {
+      auto wait = changed_.Wait();
+      co_await std::move(wait);
+    }
+  }
+  // The same for at most `limit`; whether it is set.
+  Co<bool> WaitFor(std::chrono::nanoseconds limit) {
+    const auto deadline = Event::Clock::now() + limit;
+    asio::steady_timer timer(co_await asio::this_coro::executor, deadline);
+    timer.async_wait([this](const boost::system::error_code& error) {
+      if (!error) changed_.NotifyAll();
+    });
+    while (!set_ && Event::Clock::now() < deadline) {
+      auto wait = changed_.Wait();
+      co_await std::move(wait);
+    }
+    co_return set_;
+  }
+
+ private:
+  Event changed_;
+  bool set_ = false;
+};
+
+// Mutual exclusion of coroutines of one strand.
+class AsyncMutex {
+ public:
+  explicit AsyncMutex(const asio::any_io_executor& executor) : changed_(executor) {}
+
+  class Guard {
+   public:
+    Guard() = default;
+    explicit Guard(AsyncMutex* mutex) : mutex_(mutex) {}
+    Guard(Guard&& other) noexcept : mutex_(std::exchange(other.mutex_, nullptr)) {}
+    Guard& operator=(Guard&& other) noexcept {
+      std::swap(mutex_, other.mutex_);
+      return *this;
+    }
+    ~Guard() {
+      if (mutex_ != nullptr) mutex_->Unlock();
+    }
+
+   private:
+    AsyncMutex* mutex_ = nullptr;
+  };
+
+  bool locked() const { return locked_; }
+
+  Co<Guard> Lock() {
+    while (locked_) {
+      auto wait = changed_.Wait();
+      co_await std::move(wait);
+    }
+    locked_ = true;
+    co_return Guard(this);
+  }
+
+ private:
+  void Unlock() {
+    locked_ = false;
+    changed_.NotifyAll();
+  }
+
+  Event changed_;
+  bool locked_ = false;
+};
+
+}  // namespace magnetar::daemon

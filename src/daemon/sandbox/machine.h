@@ -1,0 +1,94 @@
+#pragma once
+
+#include <boost/asio/any_io_executor.hpp>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "cri/runtime.pb.h"
+#include "magnetar/co.h"
+#include "magnetar/supervisor.pb.h"
+#include "src/daemon/sandbox/async.h"
+#include "src/daemon/sandbox/environment.h"
+#include "src/daemon/sandbox/host_requests.h"
+#include "src/daemon/sandbox/record.h"
+
+namespace magnetar::daemon {
+
+// A sandbox's VM with everything on the host that belongs to it: made in
+// journalled steps, found again by a later daemon, taken down in one order.
+// It knows nothing of states or RPCs: Sandbox does.
+//
+// Everything on the sandbox's strand. Start, Reconnect and TearDown never overlap;
+// Kill may come at any time.
+class Machine : public std::enable_shared_from_this<Machine> {
+ public:
+  using ExitHandler = std::function<void(const supervisor::v1::ExitRecord&)>;
+
+  Machine(const Environment* environment, std::shared_ptr<RecordFile> record,
+          const asio::any_io_executor& strand);
+
+  // Called once, on the strand, as soon as the VM has ended, whatever the cause.
+  void OnExit(ExitHandler handler) { on_exit_ = std::move(handler); }
+
+  // Makes everything and returns when the guest is ready for containers. On an
+  // error the caller tears down.
+  Co<absl::Status> Start(runtime::v1::PodSandboxConfig pod);
+
+  // Finds the supervisor that an earlier daemon started. UNAVAILABLE: the VM is gone.
+  Co<absl::Status> Reconnect();
+  // Then its guest; a guest that answers no heartbeat is an error.
+  Co<absl::Status> ReconnectGuest();
+
+  // The one order in which a sandbox goes: guest unmounts and syncs (if `ask_guest`), quit, KILL,
+  // file server, mounts, tap, cgroup. Undoes what the journal tells and nothing else; goes on after
+  // an error and returns the first one. May be repeated.
+  Co<absl::Status> TearDown(bool ask_guest);
+
+  // Ends the VM now, without waiting. `reason` is logged.
+  void Kill(std::string reason);
+
+  bool ended() const { return ended_.is_set(); }
+
+ private:
+  struct Guest;
+  Co<absl::Status> MakeHost(const runtime::v1::PodSandboxConfig& pod);
+  Co<absl::Status> Launch(const runtime::v1::PodSandboxConfig& pod);
+  Co<absl::Status> LearnProcesses();
+  Co<absl::Status> ConnectGuest(std::chrono::nanoseconds timeout);
+  Co<absl::Status> SetupGuest(const runtime::v1::PodSandboxConfig& pod);
+  void ServeGuest();
+  Co<void> ServeRequests();
+  Co<void> RunHeartbeat();
+  Co<absl::Status> Beat(std::chrono::nanoseconds limit);
+  bool VmRuns() const;
+  Co<void> WatchExit(std::shared_ptr<SupervisorClient> supervisor);
+  void Ended(supervisor::v1::ExitRecord exit);
+
+  Co<absl::Status> EndVm(bool ask_guest);
+  Co<absl::Status> Undo(Step step, bool ask_guest);
+  std::chrono::nanoseconds TimeLeft() const;
+  std::string Path(const std::string& name) const;
+
+  const Environment* env_;
+  std::shared_ptr<RecordFile> record_;
+  asio::any_io_executor strand_;
+  const std::string id_;
+  const std::string directory_;
+  std::shared_ptr<HostRequests> requests_;
+  std::shared_ptr<SupervisorClient> supervisor_;
+  std::shared_ptr<AgentClient> agent_;
+  std::unique_ptr<vmm::Vm> vm_;
+  AsyncFlag ended_;
+  ExitHandler on_exit_;
+  bool tearing_down_ = false;
+  bool serving_ = false;
+
+  // Only while it starts.
+  std::chrono::steady_clock::time_point deadline_{};
+  std::vector<UniqueFd> cgroup_procs_;
+  PodNetwork network_;
+};
+
+}  // namespace magnetar::daemon

@@ -1,0 +1,242 @@
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <cerrno>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "magnetar/blocking.h"
+#include "magnetar/child_process.h"
+#include "magnetar/failpoint.h"
+#include "magnetar/files.h"
+#include "magnetar/ids.h"
+#include "magnetar/ports.h"
+#include "magnetar/status.h"
+#include "src/daemon/config/log.h"
+#include "src/daemon/sandbox/guest_cid.h"
+#include "src/daemon/sandbox/machine.h"
+#include "src/daemon/sandbox/pod_request.h"
+
+namespace magnetar::daemon {
+namespace {
+
+absl::Status MakeVmmDirectory(const std::string& path, uint32_t uid) {
+  if (::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) {
+    return ErrnoStatus(errno, absl::StrCat("mkdir ", path));
+  }
+  if (::geteuid() == 0 && ::chown(path.c_str(), uid, uid) != 0) {
+    return ErrnoStatus(errno, absl::StrCat("chown ", path));
+  }
+  return absl::OkStatus();
+}
+
+// As containerd's own sandboxer: without a DNS configuration, the host's.
+std::string PodResolvConf(const runtime::v1::DNSConfig& dns) {
+  if (dns.servers_size() + dns.searches_size() + dns.options_size() > 0) return ResolvConf(dns);
+  return ReadFile("/etc/resolv.conf").value_or("");
+}
+
+std::string PodHostname(const runtime::v1::PodSandboxConfig& pod, const std::string& id) {
+  if (!pod.hostname().empty()) return pod.hostname();
+  const std::string& name = pod.metadata().name();
+  const bool usable = !name.empty() && name.size() <= 63 && ValidateId(name, "name").ok();
+  return usable ? name : id.substr(0, 12);
+}
+
+}  // namespace
+
+Co<absl::Status> Machine::Start(runtime::v1::PodSandboxConfig pod) {
+  auto self = shared_from_this();
+  deadline_ = std::chrono::steady_clock::now() + env_->config.vm.start_timeout;
+  auto host = MakeHost(pod);
+  absl::Status status = co_await std::move(host);
+  if (status.ok()) {
+    auto launch = Launch(pod);
+    status = co_await std::move(launch);
+  }
+  if (status.ok()) {
+    auto guest = SetupGuest(pod);
+    status = co_await std::move(guest);
+  }
+  cgroup_procs_.clear();
+  network_ = PodNetwork();
+  if (status.ok()) ServeGuest();
+  co_return status;
+}
+
+// Everything that lies around a VM.
+Co<absl::Status> Machine::MakeHost(const runtime::v1::PodSandboxConfig& pod) {
+  const Record now = record_->Get();
+  absl::StatusOr<uint32_t> uid = env_->uids->Take();
+  if (!uid.ok()) co_return uid.status();
+  const MachineSize size = SizeOf(pod, env_->config);
+  absl::Status status = record_->Update([&](Record& record) {
+    record.steps.push_back(Step::kDirectory);
+    record.uid = *uid;
+    record.vcpus = size.vcpus;
+    record.memory_bytes = size.memory_bytes;
+    record.vmm = std::string(env_->driver->name());
+  });
+  if (!status.ok()) {
+    env_->uids->Give(*uid);
+    co_return status;
+  }
+  MAGNETAR_CO_RETURN_IF_ERROR(MakeVmmDirectory(Path("vmm"), *uid));
+  MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("start.directory"));
+
+  MAGNETAR_CO_RETURN_IF_ERROR(record_->AddStep(Step::kCgroup));
+  const SandboxLimits limits =
+      LimitsOf(pod.linux().resources(), pod.linux().overhead(), env_->config);
+  auto cgroup = RunBlocking(*env_->blocking, [env = env_, now, limits] {
+    return env->cgroups->Create(now.cgroup_parent, now.id, limits);
+  });
+  absl::StatusOr<std::vector<UniqueFd>> procs = co_await std::move(cgroup);
+  if (!procs.ok()) co_return Annotate(procs.status(), "make the cgroup");
+  cgroup_procs_ = *std::move(procs);
+  MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("start.cgroup"));
+
+  MAGNETAR_CO_RETURN_IF_ERROR(record_->AddStep(Step::kNetwork));
+  auto attach = RunBlocking(*env_->blocking, [env = env_, now, uid = *uid] {
+    return env->network->Attach(now.netns_path, uid);
+  });
+  absl::StatusOr<PodNetwork> network = co_await std::move(attach);
+  if (!network.ok()) co_return Annotate(network.status(), "attach the pod's network");
+  network_ = *std::move(network);
+  MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("start.network"));
+
+  MAGNETAR_CO_RETURN_IF_ERROR(record_->AddStep(Step::kShared));
+  auto make = RunBlocking(*env_->blocking,
+                          [env = env_, path = Path("shared")] { return env->shared->Make(path); });
+  status = co_await std::move(make);
+  if (!status.ok()) co_return Annotate(status, "make the shared directory");
+  co_return Failpoint("start.shared");
+}
+
+Co<absl::Status> Machine::Launch(const runtime::v1::PodSandboxConfig&) {
+  const Record now = record_->Get();
+  vmm::MachineSpec spec;
+  spec.sandbox_id = id_;
+  spec.directory = directory_;
+  spec.vcpus = now.vcpus;
+  spec.max_vcpus = now.vcpus;
+  spec.memory_bytes = now.memory_bytes;
+  spec.max_memory_bytes = now.memory_bytes;
+  spec.kernel_path = env_->config.guest.kernel;
+  spec.initrd_path = env_->config.guest.initrd;
+  spec.image_path = env_->config.guest.image;
+  spec.extra_cmdline = absl::StrCat("magnetar.log=", env_->config.guest.log_level);
+  if (!env_->config.guest.extra_cmdline.empty()) {
+    absl::StrAppend(&spec.extra_cmdline, " ", env_->config.guest.extra_cmdline);
+  }
+  spec.transport = env_->transport;
+  if (spec.transport == vmm::TransportKind::kKernelVsock) {
+    absl::StatusOr<uint32_t> cid = FindGuestCid();
+    if (!cid.ok()) co_return cid.status();
+    spec.guest_cid = *cid;
+  }
+  spec.shared_directory = Path("shared");
+  for (size_t i = 0; i < network_.taps.size(); ++i) {
+    const PodTap& tap = network_.taps[i];
+    spec.nics.push_back({absl::StrCat("nic", i), tap.mac, tap.mtu, tap.fd.get()});
+  }
+  spec.uid = now.uid;
+  spec.gid = now.uid;
+  auto plan_call =
+      RunBlocking(*env_->blocking, [env = env_, &spec] { return env->driver->Plan(spec); });
+  absl::StatusOr<vmm::LaunchPlan> plan = co_await std::move(plan_call);
+  if (!plan.ok()) co_return Annotate(plan.status(), "plan the VM");
+
+  supervisor::v1::Launch launch;
+  launch.set_sandbox_id(id_);
+  launch.set_directory(directory_);
+  for (supervisor::v1::Process& process : plan->processes) {
+    for (const UniqueFd& procs : cgroup_procs_) process.add_cgroup_procs_fds(procs.get());
+    if (network_.netns.ok()) process.set_netns_fd(network_.netns.get());
+    *launch.add_processes() = std::move(process);
+  }
+  *launch.mutable_transport() = plan->transport;
+  launch.set_ring_bytes(static_cast<uint32_t>(env_->config.vm.console_ring_kib << 10));
+  if (network_.forward_listener.ok()) {
+    launch.set_forward_listener_fd(network_.forward_listener.get());
+    launch.set_forward_port(kForwardPort);
+  }
+  MAGNETAR_CO_RETURN_IF_ERROR(record_->AddStep(Step::kSupervisor));
+  auto launch_call = env_->supervisors->Launch(std::move(launch));
+  absl::StatusOr<std::shared_ptr<SupervisorClient>> supervisor = co_await std::move(launch_call);
+  if (!supervisor.ok()) co_return Annotate(supervisor.status(), "start vmm-supervisor");
+  supervisor_ = *std::move(supervisor);
+  asio::co_spawn(strand_, WatchExit(supervisor_), asio::detached);
+  MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("start.supervisor"));
+
+  auto ready_call = supervisor_->WaitReady(TimeLeft());
+  const absl::Status ready = co_await std::move(ready_call);
+  if (!ready.ok()) co_return Annotate(ready, "wait for the guest");
+  MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("start.ready"));
+  auto learn = LearnProcesses();
+  const absl::Status learned = co_await std::move(learn);
+  co_return learned;
+}
+
+Co<absl::Status> Machine::LearnProcesses() {
+  auto hello_call = supervisor_->Hello();
+  absl::StatusOr<supervisor::v1::HelloResponse> hello = co_await std::move(hello_call);
+  if (!hello.ok()) co_return Annotate(hello.status(), "greet vmm-supervisor");
+  auto state_call = supervisor_->State();
+  absl::StatusOr<supervisor::v1::StateResponse> state = co_await std::move(state_call);
+  if (!state.ok()) co_return Annotate(state.status(), "ask vmm-supervisor for its processes");
+  const absl::StatusOr<std::string> boot_id = BootId();
+  if (!boot_id.ok()) co_return boot_id.status();
+  std::vector<RecordedProcess> processes;
+  uint32_t vmm_pid = 0;
+  for (const supervisor::v1::ProcessState& p : state->processes()) {
+    ProcessIdentity identity;
+    identity.pid = static_cast<pid_t>(p.pid());
+    identity.start_time_ticks = p.start_time_ticks();
+    identity.boot_id = *boot_id;
+    processes.push_back({p.name(), std::move(identity), p.vmm()});
+    if (p.vmm()) vmm_pid = p.pid();
+  }
+  // Last, so that it outlives and reaps the others. One that is already gone is found
+  // out by whoever waits for the VM's end.
+  absl::StatusOr<ProcessIdentity> self = IdentifyProcess(static_cast<pid_t>(hello->pid()));
+  if (self.ok()) processes.push_back({"supervisor", *std::move(self), false});
+  if (vmm_pid == 0) co_return absl::InternalError("vmm-supervisor names no VMM");
+  co_return record_->Update([&](Record& record) {
+    record.processes = processes;
+    record.vmm_pid = vmm_pid;
+  });
+}
+
+Co<absl::Status> Machine::SetupGuest(const runtime::v1::PodSandboxConfig& pod) {
+  auto connect = ConnectGuest(TimeLeft());
+  absl::Status status = co_await std::move(connect);
+  if (!status.ok()) co_return status;
+  MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("start.hello"));
+
+  MAGNETAR_CO_RETURN_IF_ERROR(record_->AddStep(Step::kGuest));
+  const Record now = record_->Get();
+  agent::v1::SetupSandboxRequest request;
+  request.set_sandbox_id(id_);
+  request.set_vmm_pid(now.vmm_pid);
+  request.set_hostname(PodHostname(pod, id_));
+  request.set_resolv_conf(PodResolvConf(pod.dns_config()));
+  std::vector<std::string> addresses;
+  for (const auto& interface : network_.guest.interfaces()) {
+    addresses.insert(addresses.end(), interface.addresses().begin(), interface.addresses().end());
+  }
+  request.set_hosts(HostsFile(request.hostname(), addresses));
+  for (const auto& [key, value] : pod.linux().sysctls()) (*request.mutable_sysctls())[key] = value;
+  *request.mutable_network() = network_.guest;
+  request.set_shared_tag("shared");
+  request.set_memory_reserve_bytes(env_->config.guest.memory_reserve_mib << 20);
+  std::string entropy(64, '\0');
+  if (::getentropy(entropy.data(), entropy.size()) == 0) request.set_entropy(std::move(entropy));
+  auto setup = agent_->SetupSandbox(std::move(request), TimeLeft());
+  status = co_await std::move(setup);
+  if (!status.ok()) co_return Annotate(status, "set the guest up");
+  co_return Failpoint("start.guest");
+}
+
+}  // namespace magnetar::daemon

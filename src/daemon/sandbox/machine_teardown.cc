@@ -1,0 +1,152 @@
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "magnetar/blocking.h"
+#include "magnetar/failpoint.h"
+#include "magnetar/files.h"
+#include "magnetar/status.h"
+#include "src/daemon/config/log.h"
+#include "src/daemon/sandbox/machine.h"
+#include "src/daemon/sandbox/process.h"
+
+namespace magnetar::daemon {
+namespace {
+
+constexpr std::chrono::seconds kQuitLimit{1};
+constexpr std::chrono::seconds kDeathLimit{10};
+
+}  // namespace
+
+Co<absl::Status> Machine::TearDown(bool ask_guest) {
+  auto self = shared_from_this();
+  tearing_down_ = true;
+  std::vector<Step> steps = record_->Get().steps;
+  std::reverse(steps.begin(), steps.end());
+  absl::Status first;
+  for (const Step step : steps) {
+    absl::Status status = Failpoint(absl::StrCat("teardown.", StepName(step)));
+    if (status.ok()) {
+      auto undo = Undo(step, ask_guest);
+      status = co_await std::move(undo);
+    }
+    if (status.ok()) status = record_->RemoveStep(step);
+    if (status.ok()) continue;
+    Log(LogLevel::kError, "teardown",
+        {{"sandbox", id_}, {"step", StepName(step)}, {"error", status.ToString()}});
+    if (first.ok()) first = status;
+    // Nothing below a VM that runs may be pulled away.
+    if (step == Step::kSupervisor) break;
+  }
+  co_return first;
+}
+
+Co<absl::Status> Machine::Undo(Step step, bool ask_guest) {
+  const Record now = record_->Get();
+  switch (step) {
+    case Step::kGuest:
+      // The guest is asked when its VM is ended: both are one step of the ladder.
+      co_return absl::OkStatus();
+    case Step::kSupervisor: {
+      auto end = EndVm(ask_guest);
+      const absl::Status ended = co_await std::move(end);
+      co_return ended;
+    }
+    case Step::kShared: {
+      auto blocking = RunBlocking(*env_->blocking, [env = env_, path = Path("shared")] {
+        absl::Status status = env->storage->UnmountAll(path);
+        if (status.ok()) status = env->shared->Remove(path);
+        return status;
+      });
+      const absl::Status status = co_await std::move(blocking);
+      if (!status.ok()) co_return status;
+      // The disks went with the VM, the mounts just now.
+      co_return record_->Update([](Record& record) { record.container_steps.clear(); });
+    }
+    case Step::kNetwork: {
+      auto blocking = RunBlocking(
+          *env_->blocking, [env = env_, now] { return env->network->Detach(now.netns_path); });
+      const absl::Status status = co_await std::move(blocking);
+      co_return status;
+    }
+    case Step::kCgroup: {
+      auto blocking = RunBlocking(*env_->blocking, [env = env_, now] {
+        return env->cgroups->Remove(now.cgroup_parent, now.id);
+      });
+      const absl::Status status = co_await std::move(blocking);
+      co_return status;
+    }
+    case Step::kDirectory: {
+      auto blocking =
+          RunBlocking(*env_->blocking, [path = Path("vmm")] { return RemoveTree(path); });
+      const absl::Status status = co_await std::move(blocking);
+      if (status.ok()) env_->uids->Give(now.uid);
+      co_return status;
+    }
+  }
+  co_return absl::InternalError("unknown step");
+}
+
+// Ask, quit, kill; returns when no process of the VM is left.
+Co<absl::Status> Machine::EndVm(bool ask_guest) {
+  requests_->Refuse();
+  if (ask_guest && agent_ != nullptr && !ended_.is_set()) {
+    auto agent = agent_;
+    auto shutdown = agent->Shutdown(env_->config.vm.stop_timeout);
+    const absl::Status status = co_await std::move(shutdown);
+    if (!status.ok() && !ended_.is_set()) {
+      Log(LogLevel::kWarn, "the guest did not shut down cleanly",
+          {{"sandbox", id_}, {"error", status.ToString()}});
+    }
+    MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("teardown.asked"));
+  }
+  if (ask_guest && vm_ != nullptr && !ended_.is_set()) {
+    auto quit = vm_->Quit();
+    const absl::Status status = co_await std::move(quit);
+    if (status.ok()) {
+      auto wait = ended_.WaitFor(kQuitLimit);
+      co_await std::move(wait);
+    }
+  }
+  if (supervisor_ == nullptr) {
+    // A daemon that died while it started this one.
+    auto connect = env_->supervisors->Connect(directory_);
+    absl::StatusOr<std::shared_ptr<SupervisorClient>> found = co_await std::move(connect);
+    if (found.ok()) supervisor_ = *std::move(found);
+  }
+  if (supervisor_ != nullptr && !ended_.is_set()) {
+    auto kill = supervisor_->Kill();
+    const absl::Status status = co_await std::move(kill);
+    if (!status.ok()) {
+      Log(LogLevel::kWarn, "vmm-supervisor did not end its VM",
+          {{"sandbox", id_}, {"error", status.ToString()}});
+    }
+  }
+  // Whatever became of the supervisor: each process by its identity.
+  auto processes = record_->Get().processes;
+  auto blocking = RunBlocking(*env_->blocking, [processes = std::move(processes), this] {
+    absl::Status status = KillAndWait(processes, kDeathLimit);
+    for (const char* name : {"vm.vsock", "supervisor.sock"}) {
+      const absl::Status removed = RemoveFile(Path(name));
+      if (status.ok()) status = removed;
+    }
+    return status;
+  });
+  const absl::Status status = co_await std::move(blocking);
+  if (!status.ok()) co_return status;
+  if (!ended_.is_set() && supervisor_ != nullptr) {
+    // Its connection breaks now if it has not told the end already.
+    auto wait = ended_.WaitFor(kQuitLimit);
+    co_await std::move(wait);
+  }
+  if (agent_ != nullptr) agent_->Close();
+  requests_->set_vm(nullptr);
+  // What is being prepared finds no VM; it must not mount what is unmounted next.
+  auto drain = requests_->Drain();
+  co_await std::move(drain);
+  vm_.reset();
+  supervisor_.reset();
+  co_return record_->Update([](Record& record) { record.processes.clear(); });
+}
+
+}  // namespace magnetar::daemon

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "magnetar/co.h"
+#include "src/daemon/sandbox/environment.h"
+#include "src/daemon/sandbox/sandbox.h"
+
+namespace magnetar::daemon {
+
+// All sandboxes of this daemon. Any thread.
+class SandboxManager {
+ public:
+  explicit SandboxManager(const Environment* environment) : env_(environment) {}
+
+  // Writes the record; atomic. ALREADY_EXISTS for an id that is in use.
+  Co<absl::Status> Create(PodRequest pod, std::string containerd_namespace);
+
+  // NOT_FOUND, with the id.
+  absl::StatusOr<std::shared_ptr<Sandbox>> Find(const std::string& id) const;
+  std::vector<std::shared_ptr<Sandbox>> All() const;
+
+  // Finds the sandboxes of earlier daemons in the run directory. Afterwards every RPC can be
+  // answered; RecoverGuests then talks to the guests and returns when all have answered or
+  // have been killed.
+  Co<void> Recover();
+  Co<void> RecoverGuests();
+
+  // Shuts down what containerd, answering, does not know, if it is old enough.
+  Co<void> SweepOrphans();
+
+  // At the daemon's end: answers every wait and gives up starts in flight.
+  Co<void> DetachAll();
+
+ private:
+  std::shared_ptr<Sandbox> Add(std::shared_ptr<RecordFile> record);
+
+  const Environment* env_;
+  mutable std::mutex mutex_;
+  // nullptr: an id whose Create is under way.
+  std::map<std::string, std::shared_ptr<Sandbox>> sandboxes_;
+};
+
+}  // namespace magnetar::daemon

@@ -1,0 +1,248 @@
+#include "src/daemon/sandbox/pod_request.h"
+
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <linux/nsfs.h>
+#include <sched.h>
+#include <sys/ioctl.h>
+#include <sys/un.h>
+#include <sys/vfs.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "magnetar/ids.h"
+#include "magnetar/status.h"
+#include "magnetar/unique_fd.h"
+
+namespace magnetar::daemon {
+namespace {
+
+using runtime::v1::LinuxContainerResources;
+using runtime::v1::NamespaceOption;
+
+constexpr uint64_t kMebibyte = 1 << 20;
+// The longest name of a socket in a sandbox's directory, with one byte more than
+// it has: containerd's streaming dials "//dir/...".
+constexpr std::string_view kLongestSocket = "/vmm/virtiofs.sock ";
+
+absl::Status CannotGive(absl::string_view field, absl::string_view what) {
+  return absl::InvalidArgumentError(absl::StrCat("linux.security_context.namespace_options.", field,
+                                                 ": ", what,
+                                                 " cannot be given to a pod that runs in a VM"));
+}
+
+absl::Status CheckNamespaces(const NamespaceOption& options) {
+  if (options.network() == runtime::v1::NODE) {
+    return CannotGive("network", "the host's network (hostNetwork)");
+  }
+  if (options.pid() == runtime::v1::NODE) {
+    return CannotGive("pid", "the host's pid namespace (hostPID)");
+  }
+  if (options.ipc() == runtime::v1::NODE) {
+    return CannotGive("ipc", "the host's ipc namespace (hostIPC)");
+  }
+  // An absent message and mode NODE both say that the pod uses the node's own.
+  if (options.has_userns_options() && options.userns_options().mode() == runtime::v1::POD) {
+    return CannotGive("userns_options", "a user namespace");
+  }
+  return absl::OkStatus();
+}
+
+// A name or word that goes into a file of its own lines.
+absl::Status CheckWord(absl::string_view word, absl::string_view field) {
+  for (const char c : word) {
+    if (static_cast<unsigned char>(c) < ' ' || c == 0x7f) {
+      return absl::InvalidArgumentError(absl::StrCat(field, ": holds a control character"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckConfig(const runtime::v1::PodSandboxConfig& config) {
+  MAGNETAR_RETURN_IF_ERROR(CheckNamespaces(config.linux().security_context().namespace_options()));
+  MAGNETAR_RETURN_IF_ERROR(CheckWord(config.hostname(), "hostname"));
+  if (config.hostname().size() > 64) {
+    return absl::InvalidArgumentError("hostname: is longer than 64 bytes");
+  }
+  for (const auto& s : config.dns_config().servers()) {
+    MAGNETAR_RETURN_IF_ERROR(CheckWord(s, "dns_config.servers"));
+  }
+  for (const auto& s : config.dns_config().searches()) {
+    MAGNETAR_RETURN_IF_ERROR(CheckWord(s, "dns_config.searches"));
+  }
+  for (const auto& s : config.dns_config().options()) {
+    MAGNETAR_RETURN_IF_ERROR(CheckWord(s, "dns_config.options"));
+  }
+  const std::string& parent = config.linux().cgroup_parent();
+  MAGNETAR_RETURN_IF_ERROR(CheckWord(parent, "linux.cgroup_parent"));
+  for (const absl::string_view part : absl::StrSplit(parent, '/')) {
+    if (part == "..") {
+      return absl::InvalidArgumentError("linux.cgroup_parent: holds \"..\"");
+    }
+  }
+  return absl::OkStatus();
+}
+
+void ReadResources(const nlohmann::json& json, LinuxContainerResources* out) {
+  auto number = [&](const char* key, auto setter) {
+    const auto it = json.find(key);
+    if (it != json.end() && it->is_number_integer()) (out->*setter)(it->get<int64_t>());
+  };
+  number("cpu_period", &LinuxContainerResources::set_cpu_period);
+  number("cpu_quota", &LinuxContainerResources::set_cpu_quota);
+  number("cpu_shares", &LinuxContainerResources::set_cpu_shares);
+  number("memory_limit_in_bytes", &LinuxContainerResources::set_memory_limit_in_bytes);
+}
+
+}  // namespace
+
+absl::StatusOr<PodRequest> ParseCreate(
+    const containerd::services::sandbox::v1::ControllerCreateRequest& request,
+    const std::string& run_dir) {
+  PodRequest pod;
+  pod.id = request.sandbox_id();
+  MAGNETAR_RETURN_IF_ERROR(ValidateId(pod.id, "sandbox_id"));
+  const size_t path = run_dir.size() + 1 + pod.id.size() + kLongestSocket.size();
+  if (path >= sizeof(sockaddr_un{}.sun_path)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("sandbox_id: too long for the names of sockets below ", run_dir));
+  }
+  if (!request.has_options()) return absl::InvalidArgumentError("options: is missing");
+  if (!absl::EndsWith(request.options().type_url(), "runtime.v1.PodSandboxConfig")) {
+    return absl::InvalidArgumentError(absl::StrCat("options: is a \"", request.options().type_url(),
+                                                   "\", not a runtime.v1.PodSandboxConfig"));
+  }
+  if (!pod.config.ParseFromString(request.options().value())) {
+    return absl::InvalidArgumentError("options: PodSandboxConfig does not parse");
+  }
+  MAGNETAR_RETURN_IF_ERROR(CheckConfig(pod.config));
+  if (request.netns_path().empty() || request.netns_path().front() != '/') {
+    return absl::InvalidArgumentError("netns_path: must be the absolute path of a netns");
+  }
+  pod.netns_path = request.netns_path();
+  const auto& extensions = request.sandbox().extensions();
+  if (const auto it = extensions.find("metadata"); it != extensions.end()) {
+    // containerd's own record of the pod; only the handler's name is of interest.
+    const auto json = nlohmann::json::parse(it->second.value(), nullptr, false);
+    if (json.is_object() && json.contains("Metadata") && json["Metadata"].is_object()) {
+      const auto& metadata = json["Metadata"];
+      const auto handler = metadata.find("RuntimeHandler");
+      if (handler != metadata.end() && handler->is_string()) {
+        pod.runtime_handler = handler->get<std::string>();
+      }
+    }
+  }
+  return pod;
+}
+
+absl::Status CheckNetns(const std::string& path) {
+  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  if (!fd.ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("netns_path: open ", path, ": ", std::strerror(errno)));
+  }
+  struct statfs fs;
+  if (::fstatfs(fd.get(), &fs) != 0 || fs.f_type != NSFS_MAGIC ||
+      ::ioctl(fd.get(), NS_GET_NSTYPE) != CLONE_NEWNET) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("netns_path: ", path, " is no network namespace"));
+  }
+  return absl::OkStatus();
+}
+
+MachineSize SizeOf(const runtime::v1::PodSandboxConfig& pod, const Config& config) {
+  const LinuxContainerResources& r = pod.linux().resources();
+  const LinuxContainerResources& overhead = pod.linux().overhead();
+  MachineSize size;
+  size.vcpus = config.vm.vcpus;
+  if (r.cpu_quota() > 0 && r.cpu_period() > 0) {
+    const int64_t cpus = (r.cpu_quota() + r.cpu_period() - 1) / r.cpu_period();
+    size.vcpus = static_cast<uint32_t>(std::clamp<int64_t>(cpus, 1, 255));
+  }
+  uint64_t memory = config.vm.memory_mib * kMebibyte;
+  if (r.memory_limit_in_bytes() > 0) {
+    memory = static_cast<uint64_t>(r.memory_limit_in_bytes());
+    // The pod's own overhead, where its RuntimeClass tells one, else ours.
+    memory += overhead.memory_limit_in_bytes() > 0
+                  ? static_cast<uint64_t>(overhead.memory_limit_in_bytes())
+                  : config.vm.overhead_mib * kMebibyte;
+    // Less does not boot.
+    memory = std::max(memory, 128 * kMebibyte);
+  }
+  // Machines come in steps of 2 MiB.
+  size.memory_bytes = (memory + 2 * kMebibyte - 1) / (2 * kMebibyte) * (2 * kMebibyte);
+  return size;
+}
+
+SandboxLimits LimitsOf(const LinuxContainerResources& resources,
+                       const LinuxContainerResources& overhead, const Config& config) {
+  SandboxLimits limits;
+  if (resources.memory_limit_in_bytes() > 0) {
+    // Around the guest's memory there is the VMM's own.
+    const uint64_t extra = std::max<uint64_t>(
+        static_cast<uint64_t>(std::max<int64_t>(overhead.memory_limit_in_bytes(), 0)),
+        config.vm.overhead_mib * kMebibyte);
+    limits.memory_bytes =
+        static_cast<uint64_t>(resources.memory_limit_in_bytes()) + extra + 256 * kMebibyte;
+  }
+  limits.cpu_shares = static_cast<uint64_t>(std::max<int64_t>(resources.cpu_shares(), 0) +
+                                            std::max<int64_t>(overhead.cpu_shares(), 0));
+  if (resources.cpu_quota() > 0 && resources.cpu_period() > 0) {
+    limits.cpu_quota_us = resources.cpu_quota() + std::max<int64_t>(overhead.cpu_quota(), 0);
+    limits.cpu_period_us = static_cast<uint64_t>(resources.cpu_period());
+  }
+  return limits;
+}
+
+std::string ResolvConf(const runtime::v1::DNSConfig& dns) {
+  std::string out;
+  if (dns.searches_size() > 0) {
+    absl::StrAppend(&out, "search ", absl::StrJoin(dns.searches(), " "), "\n");
+  }
+  for (const std::string& server : dns.servers())
+    absl::StrAppend(&out, "nameserver ", server, "\n");
+  if (dns.options_size() > 0) {
+    absl::StrAppend(&out, "options ", absl::StrJoin(dns.options(), " "), "\n");
+  }
+  return out;
+}
+
+std::string HostsFile(const std::string& hostname, const std::vector<std::string>& addresses) {
+  std::string out =
+      "127.0.0.1\tlocalhost\n"
+      "::1\tlocalhost ip6-localhost ip6-loopback\n"
+      "fe00::0\tip6-localnet\n"
+      "ff02::1\tip6-allnodes\n"
+      "ff02::2\tip6-allrouters\n";
+  if (hostname.empty()) return out;
+  for (const std::string& address : addresses) {
+    const absl::string_view ip = absl::string_view(address).substr(0, address.find('/'));
+    if (absl::StartsWith(ip, "fe80:")) continue;
+    absl::StrAppend(&out, ip, "\t", hostname, "\n");
+  }
+  return out;
+}
+
+absl::StatusOr<UpdatedResources> ParseUpdatedResources(const std::string& text) {
+  const auto json = nlohmann::json::parse(text, nullptr, false);
+  if (!json.is_object()) {
+    return absl::InvalidArgumentError("extensions[updated-resources]: is no JSON object");
+  }
+  UpdatedResources updated;
+  if (json.contains("Overhead") && json["Overhead"].is_object()) {
+    ReadResources(json["Overhead"], &updated.overhead);
+  }
+  if (json.contains("Resources") && json["Resources"].is_object()) {
+    ReadResources(json["Resources"], &updated.resources);
+  }
+  return updated;
+}
+
+}  // namespace magnetar::daemon

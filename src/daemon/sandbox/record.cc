@@ -1,0 +1,209 @@
+#include "src/daemon/sandbox/record.h"
+
+#include <algorithm>
+#include <array>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "magnetar/files.h"
+#include "magnetar/status.h"
+
+namespace magnetar::daemon {
+namespace {
+
+using nlohmann::json;
+
+constexpr std::array<std::pair<Step, const char*>, 6> kStepNames = {{
+    {Step::kDirectory, "directory"},
+    {Step::kCgroup, "cgroup"},
+    {Step::kNetwork, "network"},
+    {Step::kShared, "shared"},
+    {Step::kSupervisor, "supervisor"},
+    {Step::kGuest, "guest"},
+}};
+
+template <typename T>
+void Get(const json& object, const char* key, T* out) {
+  const auto it = object.find(key);
+  if (it != object.end()) *out = it->get<T>();
+}
+
+RecordedProcess ProcessFromJson(const json& j) {
+  RecordedProcess p;
+  Get(j, "name", &p.name);
+  Get(j, "pid", &p.identity.pid);
+  Get(j, "start_time_ticks", &p.identity.start_time_ticks);
+  Get(j, "boot_id", &p.identity.boot_id);
+  Get(j, "vmm", &p.vmm);
+  return p;
+}
+
+ContainerStep ContainerStepFromJson(const json& j) {
+  ContainerStep s;
+  Get(j, "kind", &s.kind);
+  Get(j, "container_id", &s.container_id);
+  Get(j, "path", &s.path);
+  Get(j, "source", &s.source);
+  Get(j, "serial", &s.serial);
+  return s;
+}
+
+Record FromJson(const json& j) {
+  Record r;
+  Get(j, "id", &r.id);
+  Get(j, "namespace", &r.containerd_namespace);
+  Get(j, "state", &r.state);
+  std::string encoded;
+  Get(j, "pod_config", &encoded);
+  if (!absl::Base64Unescape(encoded, &r.pod_config)) {
+    throw std::invalid_argument("pod_config is not base64");
+  }
+  Get(j, "netns_path", &r.netns_path);
+  Get(j, "runtime_handler", &r.runtime_handler);
+  Get(j, "cgroup_parent", &r.cgroup_parent);
+  Get(j, "vmm", &r.vmm);
+  Get(j, "uid", &r.uid);
+  Get(j, "vcpus", &r.vcpus);
+  Get(j, "memory_bytes", &r.memory_bytes);
+  Get(j, "vmm_pid", &r.vmm_pid);
+  Get(j, "created_at_ns", &r.created_at_ns);
+  Get(j, "started_at_ns", &r.started_at_ns);
+  Get(j, "exited_at_ns", &r.exited_at_ns);
+  Get(j, "exit_status", &r.exit_status);
+  Get(j, "exit_reason", &r.exit_reason);
+  if (j.contains("processes")) {
+    for (const json& p : j.at("processes")) r.processes.push_back(ProcessFromJson(p));
+  }
+  if (j.contains("steps")) {
+    for (const json& s : j.at("steps")) {
+      const auto name = s.get<std::string>();
+      for (const auto& [step, step_name] : kStepNames) {
+        if (step_name == name) r.steps.push_back(step);
+      }
+    }
+  }
+  if (j.contains("container_steps")) {
+    for (const json& s : j.at("container_steps")) {
+      r.container_steps.push_back(ContainerStepFromJson(s));
+    }
+  }
+  return r;
+}
+
+// Strings that come from outside may hold anything; JSON holds UTF-8.
+std::string Dump(const json& j) {
+  return j.dump(1, ' ', false, json::error_handler_t::replace) + "\n";
+}
+
+}  // namespace
+
+const char* StepName(Step step) {
+  for (const auto& [s, name] : kStepNames) {
+    if (s == step) return name;
+  }
+  return "";
+}
+
+std::string RecordToJson(const Record& r) {
+  json processes = json::array();
+  for (const RecordedProcess& p : r.processes) {
+    processes.push_back({{"name", p.name},
+                         {"pid", p.identity.pid},
+                         {"start_time_ticks", p.identity.start_time_ticks},
+                         {"boot_id", p.identity.boot_id},
+                         {"vmm", p.vmm}});
+  }
+  json steps = json::array();
+  for (const Step step : r.steps) steps.push_back(StepName(step));
+  json container_steps = json::array();
+  for (const ContainerStep& s : r.container_steps) {
+    container_steps.push_back({{"kind", s.kind},
+                               {"container_id", s.container_id},
+                               {"path", s.path},
+                               {"source", s.source},
+                               {"serial", s.serial}});
+  }
+  const json j = {{"schema", kRecordSchema},
+                  {"id", r.id},
+                  {"namespace", r.containerd_namespace},
+                  {"state", r.state},
+                  {"pod_config", absl::Base64Escape(r.pod_config)},
+                  {"netns_path", r.netns_path},
+                  {"runtime_handler", r.runtime_handler},
+                  {"cgroup_parent", r.cgroup_parent},
+                  {"vmm", r.vmm},
+                  {"uid", r.uid},
+                  {"vcpus", r.vcpus},
+                  {"memory_bytes", r.memory_bytes},
+                  {"vmm_pid", r.vmm_pid},
+                  {"created_at_ns", r.created_at_ns},
+                  {"started_at_ns", r.started_at_ns},
+                  {"exited_at_ns", r.exited_at_ns},
+                  {"exit_status", r.exit_status},
+                  {"exit_reason", r.exit_reason},
+                  {"processes", std::move(processes)},
+                  {"steps", std::move(steps)},
+                  {"container_steps", std::move(container_steps)}};
+  return Dump(j);
+}
+
+absl::StatusOr<Record> RecordFromJson(std::string_view text) {
+  const json j = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!j.is_object()) return absl::DataLossError("sandbox record is no JSON object");
+  try {
+    int schema = 0;
+    Get(j, "schema", &schema);
+    if (schema > kRecordSchema) {
+      return absl::UnimplementedError(absl::StrCat("sandbox record has schema ", schema,
+                                                   ", this program knows ", kRecordSchema));
+    }
+    Record record = FromJson(j);
+    if (schema < 1 || record.id.empty()) return absl::DataLossError("sandbox record has no id");
+    return record;
+  } catch (const std::exception& e) {
+    return absl::DataLossError(absl::StrCat("sandbox record: ", e.what()));
+  }
+}
+
+absl::StatusOr<Record> ReadRecord(const std::string& directory) {
+  const std::string path = absl::StrCat(directory, "/", kRecordFile);
+  absl::StatusOr<std::string> text = ReadFile(path);
+  if (!text.ok()) return text.status();
+  absl::StatusOr<Record> record = RecordFromJson(*text);
+  if (!record.ok()) return Annotate(record.status(), path);
+  return record;
+}
+
+absl::Status WriteRecord(const std::string& directory, const Record& record) {
+  return WriteFileAtomically(absl::StrCat(directory, "/", kRecordFile), RecordToJson(record));
+}
+
+Record RecordFile::Get() const {
+  const std::lock_guard lock(mutex_);
+  return record_;
+}
+
+absl::Status RecordFile::Update(const std::function<void(Record&)>& change) {
+  const std::lock_guard lock(mutex_);
+  change(record_);
+  return WriteRecord(directory_, record_);
+}
+
+absl::Status RecordFile::AddStep(Step step) {
+  return Update([step](Record& record) {
+    if (std::find(record.steps.begin(), record.steps.end(), step) == record.steps.end()) {
+      record.steps.push_back(step);
+    }
+  });
+}
+
+absl::Status RecordFile::RemoveStep(Step step) {
+  return Update([step](Record& record) {
+    record.steps.erase(std::remove(record.steps.begin(), record.steps.end(), step),
+                       record.steps.end());
+  });
+}
+
+}  // namespace magnetar::daemon
