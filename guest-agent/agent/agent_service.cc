@@ -1,0 +1,134 @@
+#include "guest-agent/agent/agent_service.h"
+
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include <boost/asio/cancellation_state.hpp>
+#include <boost/asio/this_coro.hpp>
+#include <utility>
+
+#include "guest-agent/transport/clock.h"
+#include "guest-agent/util/log.h"
+#include "magnetar/blocking.h"
+#include "magnetar/ports.h"
+#include "magnetar/status.h"
+
+namespace magnetar::guest {
+namespace {
+
+namespace v1 = agent::v1;
+
+constexpr char kAgent[] = "magnetar.agent.v1.Agent";
+
+template <typename T>
+using Result = Co<absl::StatusOr<T>>;
+
+Result<v1::HelloResponse> Hello(std::shared_ptr<const AgentParts> parts, v1::HelloRequest request) {
+  AdjustClock(request.host_time_ns());
+  Log(LogLevel::kInfo, "daemon connected version=", request.daemon_version(),
+      " protocol=", request.protocol());
+  v1::HelloResponse response;
+  response.set_protocol(kAgentProtocol);
+  response.set_agent_version(parts->version);
+  utsname name;
+  if (::uname(&name) == 0) response.set_kernel_release(name.release);
+  const absl::StatusOr<uint64_t> memory = MemoryTotal("/proc/meminfo");
+  if (memory.ok()) response.set_memory_total_bytes(*memory);
+  response.set_cpus(static_cast<uint32_t>(::sysconf(_SC_NPROCESSORS_ONLN)));
+  response.set_sandbox_id(parts->pod->sandbox_id());
+  co_return response;
+}
+
+// Runs a blocking step to its end, even if its caller goes away meanwhile.
+template <typename F>
+Co<absl::Status> RunStep(asio::thread_pool* pool, F step) {
+  co_await asio::this_coro::reset_cancellation_state(asio::disable_cancellation());
+  auto run = RunBlocking(*pool, std::move(step));
+  co_return co_await std::move(run);
+}
+
+Result<v1::SetupSandboxResponse> SetupSandbox(std::shared_ptr<const AgentParts> parts,
+                                              v1::SetupSandboxRequest request) {
+  auto step = [parts, request = std::move(request)] { return parts->pod->Setup(request); };
+  auto run = RunStep(parts->setup, std::move(step));
+  const absl::Status status = co_await std::move(run);
+  if (!status.ok()) {
+    Log(LogLevel::kError, "set-up failed: ", status.ToString());
+    co_return status;
+  }
+  Log(LogLevel::kInfo, "pod is set up");
+  co_return v1::SetupSandboxResponse();
+}
+
+Result<v1::ConfigureNetworkResponse> Configure(std::shared_ptr<const AgentParts> parts,
+                                               v1::Network network) {
+  auto step = [parts, network = std::move(network)] { return parts->configure_network(network); };
+  auto run = RunStep(parts->setup, std::move(step));
+  const absl::Status status = co_await std::move(run);
+  if (!status.ok()) co_return status;
+  co_return v1::ConfigureNetworkResponse();
+}
+
+Result<v1::ListContainersResponse> ListContainers(std::shared_ptr<const AgentParts> parts) {
+  v1::ListContainersResponse response;
+  for (const auto& container : parts->tasks->List()) {
+    v1::ContainerSummary* summary = response.add_containers();
+    summary->set_container_id(container->id);
+    summary->set_running(container->init->state != Process::State::kStopped);
+    if (summary->running()) continue;
+    summary->set_exit_status(container->init->exit.status);
+    summary->set_exited_at_ns(container->init->exit.at_ns);
+  }
+  co_return response;
+}
+
+Result<v1::ShutdownResponse> Shutdown(std::shared_ptr<const AgentParts> parts,
+                                      v1::ShutdownRequest request) {
+  co_await asio::this_coro::reset_cancellation_state(asio::disable_cancellation());
+  Log(LogLevel::kInfo, "shutdown timeout_ms=", request.timeout_ms());
+  auto remove = parts->tasks->DeleteAll();
+  co_await std::move(remove);
+  auto step = [parts]() -> absl::Status {
+    const absl::Status status = parts->unmount_shared();
+    ::sync();
+    return status;
+  };
+  auto run = RunStep(parts->setup, std::move(step));
+  const absl::Status status = co_await std::move(run);
+  if (!status.ok()) co_return status;
+  co_return v1::ShutdownResponse();
+}
+
+}  // namespace
+
+std::shared_ptr<const ttrpc::Services> MakeAgentServices(AgentParts given) {
+  auto parts = std::make_shared<const AgentParts>(std::move(given));
+  auto services = std::make_shared<ttrpc::Services>();
+  using Context = ttrpc::CallContext;
+  services->Add<v1::HelloRequest, v1::HelloResponse>(
+      kAgent, "Hello", [parts](const Context&, v1::HelloRequest request) {
+        return Hello(parts, std::move(request));
+      });
+  services->Add<v1::SetupSandboxRequest, v1::SetupSandboxResponse>(
+      kAgent, "SetupSandbox", [parts](const Context&, v1::SetupSandboxRequest request) {
+        return SetupSandbox(parts, std::move(request));
+      });
+  services->Add<v1::Network, v1::ConfigureNetworkResponse>(
+      kAgent, "ConfigureNetwork", [parts](const Context&, v1::Network network) {
+        return Configure(parts, std::move(network));
+      });
+  services->Add<v1::ListContainersRequest, v1::ListContainersResponse>(
+      kAgent, "ListContainers",
+      [parts](const Context&, const v1::ListContainersRequest&) { return ListContainers(parts); });
+  services->Add<v1::ShutdownRequest, v1::ShutdownResponse>(
+      kAgent, "Shutdown", [parts](const Context&, v1::ShutdownRequest request) {
+        return Shutdown(parts, std::move(request));
+      });
+  services->AddStream(kAgent, "HostRequests",
+                      [parts](const Context&, std::shared_ptr<ttrpc::Stream> stream) {
+                        return parts->host->Serve(std::move(stream));
+                      });
+  return services;
+}
+
+}  // namespace magnetar::guest

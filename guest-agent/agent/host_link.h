@@ -1,0 +1,28 @@
+#pragma once
+
+#include <chrono>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "magnetar/agent.pb.h"
+#include "magnetar/co.h"
+
+namespace magnetar::guest {
+
+// What the agent asks of its host (a fake in tests).
+class HostLink {
+ public:
+  virtual ~HostLink() = default;
+  // UNAVAILABLE: no daemon came in time; DEADLINE_EXCEEDED: it did not answer.
+  virtual Co<absl::StatusOr<agent::v1::PreparedContainer>> Prepare(
+      std::string container_id, std::vector<std::string> rootfs_mount_types) = 0;
+  // Returns once a daemon has answered; at once if there is none, and after a
+  // while if it is silent. It is remembered and sent again until it is answered.
+  virtual Co<void> Release(std::string container_id) = 0;
+  // Sent when a daemon is there; the oldest are dropped if too many wait.
+  virtual void Publish(agent::v1::GuestEvent event) = 0;
+};
+
+}  // namespace magnetar::guest

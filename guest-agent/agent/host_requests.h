@@ -1,0 +1,62 @@
+#pragma once
+
+#include <boost/asio/any_io_executor.hpp>
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "guest-agent/agent/host_link.h"
+#include "guest-agent/util/notifier.h"
+#include "magnetar/ttrpc/ttrpc.h"
+
+namespace magnetar::guest {
+
+struct HostRequestTimes {
+  // How long a Prepare waits for a daemon to be there, and for its answer.
+  std::chrono::milliseconds connect = std::chrono::seconds(10);
+  std::chrono::milliseconds prepare = std::chrono::seconds(90);
+  // How long a Release keeps its caller waiting.
+  std::chrono::milliseconds release = std::chrono::seconds(10);
+};
+
+// Requests to the host on the stream that a daemon opens. What a lost daemon left
+// unanswered is sent again, in order, to the next. One thread.
+class HostRequests : public HostLink {
+ public:
+  // Releases and events that wait for a daemon; the oldest event is dropped first.
+  static constexpr size_t kMaxEvents = 64;
+
+  explicit HostRequests(const asio::any_io_executor& executor, HostRequestTimes times = {});
+
+  Co<absl::StatusOr<agent::v1::PreparedContainer>> Prepare(
+      std::string container_id, std::vector<std::string> rootfs_mount_types) override;
+  Co<void> Release(std::string container_id) override;
+  void Publish(agent::v1::GuestEvent event) override;
+
+  // Handler of Agent.HostRequests: serves until the stream ends or another replaces it.
+  Co<absl::Status> Serve(std::shared_ptr<ttrpc::Stream> stream);
+
+  size_t waiting() const { return waiting_.size(); }
+
+ private:
+  struct Waiting;
+  struct Connection;
+
+  std::shared_ptr<Waiting> Enqueue(agent::v1::HostRequest request);
+  static Co<void> ReceiveAnswers(HostRequests* self, std::shared_ptr<Connection> connection);
+  absl::Status HandleAnswer(const std::string& message);
+
+  asio::any_io_executor executor_;
+  const HostRequestTimes times_;
+  Notifier changed_;
+  uint64_t next_id_ = 1;
+  std::map<uint64_t, std::shared_ptr<Waiting>> waiting_;
+  std::deque<agent::v1::HostRequest> events_;
+  std::shared_ptr<Connection> connection_;
+};
+
+}  // namespace magnetar::guest

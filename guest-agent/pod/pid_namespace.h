@@ -1,0 +1,20 @@
+#pragma once
+
+#include <sys/types.h>
+
+#include <string>
+
+#include "absl/status/statusor.h"
+
+namespace magnetar::guest {
+
+// Starts `binary` as the first process of a new pid namespace, with kPauseArgument,
+// and binds the namespace to `path`. Returns its pid.
+absl::StatusOr<pid_t> StartPidNamespace(const std::string& binary, const std::string& path);
+
+inline constexpr char kPauseArgument[] = "--pause";
+
+// What that process does: reaps for ever.
+[[noreturn]] void PauseMain();
+
+}  // namespace magnetar::guest

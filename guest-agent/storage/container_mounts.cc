@@ -1,0 +1,99 @@
+#include "guest-agent/storage/container_mounts.h"
+
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <utility>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "guest-agent/storage/disks.h"
+#include "guest-agent/storage/mount.h"
+#include "guest-agent/util/log.h"
+#include "magnetar/files.h"
+#include "magnetar/status.h"
+
+namespace magnetar::guest {
+namespace {
+
+// Hotplug takes milliseconds; a disk that is not there by then will not come.
+constexpr auto kDiskTimeout = std::chrono::seconds(10);
+
+bool HasDotDot(const std::string& path) {
+  for (const absl::string_view part : absl::StrSplit(path, '/')) {
+    if (part == "..") return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+absl::Status CheckBelow(const std::string& path, const std::string& directory) {
+  if (absl::StartsWith(path, absl::StrCat(directory, "/")) && !HasDotDot(path)) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("path \"", absl::CHexEscape(path), "\" is not below ", directory));
+}
+
+absl::Status KernelContainerMounts::MountOne(const std::string& directory,
+                                             const agent::v1::Storage& storage) {
+  if (!storage.target().empty()) {
+    MAGNETAR_RETURN_IF_ERROR(CheckBelow(storage.target(), directory));
+  }
+  const std::vector<std::string> options(storage.options().begin(), storage.options().end());
+  MountFlags parsed = ParseMountOptions(options);
+  if (storage.read_only()) parsed.flags |= MS_RDONLY;
+  switch (storage.kind()) {
+    case agent::v1::Storage::SHARED: {
+      const std::string source = absl::StrCat(paths_.shared, "/", storage.source());
+      MAGNETAR_RETURN_IF_ERROR(CheckBelow(source, paths_.shared));
+      struct stat st;
+      if (::stat(source.c_str(), &st) != 0) return ErrnoStatus(errno, source);
+      if (storage.target().empty()) return absl::OkStatus();
+      return Mount(source, storage.target(), "", parsed.flags | MS_BIND | MS_REC, "");
+    }
+    case agent::v1::Storage::DISK: {
+      const absl::StatusOr<std::string> disk = WaitForDisk(storage.serial(), kDiskTimeout);
+      if (!disk.ok()) return disk.status();
+      return Mount(*disk, storage.target(), storage.fstype(), parsed.flags, parsed.data);
+    }
+    case agent::v1::Storage::TMPFS:
+      return Mount("tmpfs", storage.target(), "tmpfs", parsed.flags, parsed.data);
+    default:
+      return absl::UnimplementedError(
+          absl::StrCat("storage of kind ", static_cast<int>(storage.kind())));
+  }
+}
+
+absl::Status KernelContainerMounts::MountAll(const std::string& container_id,
+                                             const std::vector<agent::v1::Storage>& storages) {
+  const std::string directory = absl::StrCat(paths_.containers, "/", container_id);
+  for (size_t i = 0; i < storages.size(); ++i) {
+    const absl::Status status = MountOne(directory, storages[i]);
+    if (status.ok()) continue;
+    const absl::Status undone = UnmountAll(container_id);
+    if (!undone.ok()) Log(LogLevel::kError, "undo of mounts failed: ", undone.message());
+    return Annotate(status, absl::StrCat("storage ", i));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status KernelContainerMounts::UnmountAll(const std::string& container_id) {
+  const absl::StatusOr<std::vector<std::string>> mounts =
+      MountsBelow(absl::StrCat(paths_.containers, "/", container_id));
+  if (!mounts.ok()) return mounts.status();
+  absl::Status first;
+  for (const std::string& target : *mounts) {
+    const absl::Status status = Unmount(target);
+    if (first.ok()) first = status;
+  }
+  return first;
+}
+
+}  // namespace magnetar::guest

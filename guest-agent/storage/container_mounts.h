@@ -1,0 +1,44 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "magnetar/agent.pb.h"
+
+namespace magnetar::guest {
+
+// What a container needs mounted before crun makes it (a fake in tests). Blocking
+// calls, made on the agent's pool, one at a time for one container.
+class ContainerMounts {
+ public:
+  virtual ~ContainerMounts() = default;
+  // Mounts in order; on an error everything is undone.
+  virtual absl::Status MountAll(const std::string& container_id,
+                                const std::vector<agent::v1::Storage>& storages) = 0;
+  // Unmounts everything below the container's directory and syncs. Repeatable.
+  virtual absl::Status UnmountAll(const std::string& container_id) = 0;
+};
+
+struct GuestPaths {
+  std::string shared = "/run/magnetar/shared";
+  std::string containers = "/run/magnetar/containers";
+};
+
+class KernelContainerMounts : public ContainerMounts {
+ public:
+  explicit KernelContainerMounts(GuestPaths paths) : paths_(std::move(paths)) {}
+  absl::Status MountAll(const std::string& container_id,
+                        const std::vector<agent::v1::Storage>& storages) override;
+  absl::Status UnmountAll(const std::string& container_id) override;
+
+ private:
+  absl::Status MountOne(const std::string& directory, const agent::v1::Storage& storage);
+
+  const GuestPaths paths_;
+};
+
+// INVALID_ARGUMENT unless `path` is absolute, below `directory`, and has no "..".
+absl::Status CheckBelow(const std::string& path, const std::string& directory);
+
+}  // namespace magnetar::guest

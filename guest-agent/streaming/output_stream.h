@@ -1,0 +1,71 @@
+#pragma once
+
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/posix/stream_descriptor.hpp>
+#include <chrono>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "guest-agent/util/notifier.h"
+#include "magnetar/co.h"
+#include "magnetar/ttrpc/ttrpc.h"
+#include "magnetar/unique_fd.h"
+
+namespace magnetar::guest {
+
+// stdout or stderr of a process: from a pipe (or a terminal's master) to whoever
+// is attached, within the window that the peer grants. What is read and not yet
+// sent is at most kBufferBytes; beyond that the writer blocks, attached or not.
+// The end is sent once the source has ended, and again to every later peer.
+//
+// Frames as containerd's core/transfer/streaming (2.1.9) reads them: WindowUpdate
+// comes in, Data of at most 32 KiB goes out, an empty Data frame ends.
+//
+// One thread; always owned by a shared_ptr.
+class OutputStream : public std::enable_shared_from_this<OutputStream> {
+ public:
+  static constexpr size_t kBufferBytes = 64 << 10;
+  static constexpr size_t kFrameBytes = 32 << 10;
+
+  explicit OutputStream(const asio::any_io_executor& executor);
+
+  // Begins to read. Once.
+  void SetSource(UniqueFd source);
+  // No more will come: what was read is still sent, then the end.
+  void EndSource();
+  // Nobody will ever read this: the source is drained to nowhere from here on.
+  void Discard();
+  // Ends and forgets everything; a peer gets the end without the rest.
+  void Abandon();
+
+  bool attached() const { return peer_ != nullptr; }
+  // Returns when the end has been sent, or at `timeout`, or when nobody is
+  // attached to whom it could be sent.
+  Co<void> WaitSent(std::chrono::nanoseconds timeout);
+
+  // Serves one attachment until it is over. A new one takes over from the old
+  // (which ends with CANCELLED) and from its first unsent byte.
+  Co<absl::Status> Serve(std::shared_ptr<ttrpc::Stream> peer);
+
+ private:
+  struct Attachment;
+  static Co<void> ReadSource(std::shared_ptr<OutputStream> self);
+  static Co<void> ReadWindow(std::shared_ptr<OutputStream> self,
+                             std::shared_ptr<Attachment> attachment);
+  Co<absl::Status> SendAll(std::shared_ptr<Attachment> attachment);
+  // Small frames in quick succession are held back for a moment, so that a
+  // reader that pauses does not find too many of them.
+  bool HoldBack(const Attachment& attachment) const;
+
+  asio::any_io_executor executor_;
+  asio::posix::stream_descriptor source_;
+  Notifier changed_;
+  std::string buffer_;
+  bool ended_ = false;
+  bool end_sent_ = false;
+  bool discard_ = false;
+  std::shared_ptr<Attachment> peer_;
+};
+
+}  // namespace magnetar::guest

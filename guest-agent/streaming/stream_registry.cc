@@ -1,0 +1,102 @@
+#include "guest-agent/streaming/stream_registry.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "guest-agent/streaming/frames.h"
+#include "guest-agent/streaming/stream_id.h"
+
+namespace magnetar::guest {
+
+absl::StatusOr<StreamRegistry::Entry*> StreamRegistry::Claim(const std::string& id, bool input) {
+  Entry& entry = streams_[id];
+  const bool fresh = entry.input == nullptr && entry.output == nullptr;
+  if (entry.claimed) {
+    return absl::AlreadyExistsError(absl::StrCat("stream ", id, " belongs to another process"));
+  }
+  if (fresh && input) entry.input = std::make_shared<InputStream>(executor_);
+  if (fresh && !input) entry.output = std::make_shared<OutputStream>(executor_);
+  if (!fresh) --unclaimed_;
+  entry.claimed = true;
+  return &entry;
+}
+
+absl::StatusOr<std::shared_ptr<OutputStream>> StreamRegistry::ClaimOutput(const std::string& id) {
+  const absl::StatusOr<Entry*> entry = Claim(id, /*input=*/false);
+  if (!entry.ok()) return entry.status();
+  return (*entry)->output;
+}
+
+absl::StatusOr<std::shared_ptr<InputStream>> StreamRegistry::ClaimInput(const std::string& id) {
+  const absl::StatusOr<Entry*> entry = Claim(id, /*input=*/true);
+  if (!entry.ok()) return entry.status();
+  return (*entry)->input;
+}
+
+void StreamRegistry::Forget(const std::string& id) {
+  const auto it = streams_.find(id);
+  if (it == streams_.end() || !it->second.claimed) return;
+  if (it->second.output != nullptr) it->second.output->Abandon();
+  if (it->second.input != nullptr) {
+    it->second.input->CloseSink();
+    it->second.input->End();
+  }
+  streams_.erase(it);
+}
+
+absl::StatusOr<StreamRegistry::Entry> StreamRegistry::Attach(const std::string& id) {
+  const absl::StatusOr<StdioKind> kind = ParseStreamId(id);
+  if (!kind.ok()) return kind.status();
+  const auto it = streams_.find(id);
+  if (it != streams_.end()) return it->second;
+  if (unclaimed_ >= kMaxUnclaimed) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat(unclaimed_, " streams are open that no task has named"));
+  }
+  Entry entry;
+  if (*kind == StdioKind::kStdin) {
+    entry.input = std::make_shared<InputStream>(executor_);
+  } else {
+    entry.output = std::make_shared<OutputStream>(executor_);
+  }
+  ++unclaimed_;
+  streams_[id] = entry;
+  return entry;
+}
+
+void StreamRegistry::Detached(const std::string& id, const Entry& served) {
+  const auto it = streams_.find(id);
+  if (it == streams_.end() || it->second.claimed) return;
+  const Entry& entry = it->second;
+  if (entry.output != served.output || entry.input != served.input) return;
+  const bool attached = (entry.output != nullptr && entry.output->attached()) ||
+                        (entry.input != nullptr && entry.input->attached());
+  if (attached) return;
+  --unclaimed_;
+  streams_.erase(it);
+}
+
+Co<absl::Status> StreamRegistry::Serve(std::shared_ptr<ttrpc::Stream> peer) {
+  auto receive = peer->Receive();
+  absl::StatusOr<std::optional<std::string>> first = co_await std::move(receive);
+  if (!first.ok()) co_return first.status();
+  if (!first->has_value()) co_return absl::InvalidArgumentError("the stream ended before its name");
+  const absl::StatusOr<std::string> id = ParseStreamInit(**first);
+  if (!id.ok()) co_return id.status();
+  absl::StatusOr<Entry> entry = Attach(*id);
+  if (!entry.ok()) co_return entry.status();
+  // containerd waits for this answer without a deadline.
+  auto accepted = peer->Send(AcceptedFrame());
+  absl::Status status = co_await std::move(accepted);
+  if (status.ok() && entry->output != nullptr) {
+    auto serve = entry->output->Serve(peer);
+    status = co_await std::move(serve);
+  } else if (status.ok()) {
+    auto serve = entry->input->Serve(peer);
+    status = co_await std::move(serve);
+  }
+  Detached(*id, *entry);
+  co_return status;
+}
+
+}  // namespace magnetar::guest

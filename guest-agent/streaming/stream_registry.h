@@ -1,0 +1,57 @@
+#pragma once
+
+#include <boost/asio/any_io_executor.hpp>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "guest-agent/streaming/input_stream.h"
+#include "guest-agent/streaming/output_stream.h"
+#include "magnetar/co.h"
+#include "magnetar/ttrpc/ttrpc.h"
+
+namespace magnetar::guest {
+
+// The stdio streams by name. containerd opens a stream before the Task call that
+// names it, and opens it again after a restart of its own, so the two sides
+// meet here. One thread.
+class StreamRegistry {
+ public:
+  // Streams opened by a peer and named by no task yet; more are refused.
+  static constexpr size_t kMaxUnclaimed = 256;
+
+  explicit StreamRegistry(const asio::any_io_executor& executor) : executor_(executor) {}
+  StreamRegistry(const StreamRegistry&) = delete;
+  StreamRegistry& operator=(const StreamRegistry&) = delete;
+
+  // For Task.Create and Task.Exec. `id` is valid and of the kind. ALREADY_EXISTS: it belongs to
+  // another process.
+  absl::StatusOr<std::shared_ptr<OutputStream>> ClaimOutput(const std::string& id);
+  absl::StatusOr<std::shared_ptr<InputStream>> ClaimInput(const std::string& id);
+  // The process is forgotten: so is the stream. Empty and unknown ids are fine.
+  void Forget(const std::string& id);
+
+  // Handler of Streaming.Stream: the whole life of one attachment.
+  Co<absl::Status> Serve(std::shared_ptr<ttrpc::Stream> peer);
+
+  size_t size() const { return streams_.size(); }
+
+ private:
+  struct Entry {
+    std::shared_ptr<OutputStream> output;
+    std::shared_ptr<InputStream> input;
+    bool claimed = false;
+  };
+
+  absl::StatusOr<Entry> Attach(const std::string& id);
+  absl::StatusOr<Entry*> Claim(const std::string& id, bool input);
+  void Detached(const std::string& id, const Entry& served);
+
+  asio::any_io_executor executor_;
+  std::map<std::string, Entry> streams_;
+  size_t unclaimed_ = 0;
+};
+
+}  // namespace magnetar::guest

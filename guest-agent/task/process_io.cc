@@ -1,0 +1,174 @@
+#include "guest-agent/task/process_io.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <utility>
+
+#include "guest-agent/streaming/stream_id.h"
+#include "guest-agent/task/console.h"
+#include "magnetar/files.h"
+#include "magnetar/status.h"
+
+namespace magnetar::guest {
+namespace {
+
+// What containerd's own shim allows for output that is still on its way at
+// Delete (cmd/containerd-shim-runc-v2/process/exec.go of 2.1.9).
+constexpr auto kFinishTimeout = std::chrono::seconds(10);
+
+// A pipe whose `near_end` does not block.
+absl::Status MakePipe(UniqueFd* read_end, UniqueFd* write_end, UniqueFd* near_end) {
+  int fds[2];
+  if (::pipe2(fds, O_CLOEXEC) != 0) return ErrnoStatus(errno, "pipe");
+  read_end->reset(fds[0]);
+  write_end->reset(fds[1]);
+  const int near = near_end->get();
+  if (::fcntl(near, F_SETFL, ::fcntl(near, F_GETFL) | O_NONBLOCK) != 0) {
+    return ErrnoStatus(errno, "pipe");
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<UniqueFd> Duplicate(const UniqueFd& fd) {
+  UniqueFd copy(::fcntl(fd.get(), F_DUPFD_CLOEXEC, 0));
+  if (!copy.ok()) return ErrnoStatus(errno, "duplicate the terminal");
+  return copy;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ProcessIo>> ProcessIo::Open(const asio::any_io_executor& executor,
+                                                           StreamRegistry& registry, Uris uris) {
+  std::unique_ptr<ProcessIo> io(new ProcessIo(executor, registry, std::move(uris)));
+  const absl::Status status = io->Claim();
+  if (!status.ok()) return status;
+  return io;
+}
+
+ProcessIo::~ProcessIo() { Forget(); }
+
+absl::Status ProcessIo::Claim() {
+  auto in = StreamIdOfUri(uris_.in, StdioKind::kStdin);
+  auto out = StreamIdOfUri(uris_.out, StdioKind::kStdout);
+  // With a terminal a fifo-minded client still names a stderr; nothing comes there.
+  auto err = StreamIdOfUri(uris_.terminal ? "" : uris_.err, StdioKind::kStderr);
+  if (!in.ok()) return in.status();
+  if (!out.ok()) return out.status();
+  if (!err.ok()) return err.status();
+  if (!in->empty()) {
+    auto stream = registry_.ClaimInput(*in);
+    if (!stream.ok()) return stream.status();
+    in_ = *stream;
+    in_id_ = *in;
+  }
+  if (!out->empty()) {
+    auto stream = registry_.ClaimOutput(*out);
+    if (!stream.ok()) return stream.status();
+    out_ = *stream;
+    out_id_ = *out;
+  }
+  if (!err->empty()) {
+    auto stream = registry_.ClaimOutput(*err);
+    if (!stream.ok()) return stream.status();
+    err_ = *stream;
+    err_id_ = *err;
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ProcessStdio> ProcessIo::Prepare(const std::string& console_path) {
+  ProcessStdio stdio;
+  if (uris_.terminal) {
+    auto listener = ListenForConsole(console_path);
+    if (!listener.ok()) return listener.status();
+    console_listener_ = *std::move(listener);
+    console_path_ = console_path;
+    stdio.console_socket = console_path;
+    return stdio;
+  }
+  if (in_ != nullptr) MAGNETAR_RETURN_IF_ERROR(MakePipe(&child_in_, &near_in_, &near_in_));
+  if (out_ != nullptr) MAGNETAR_RETURN_IF_ERROR(MakePipe(&near_out_, &child_out_, &near_out_));
+  if (err_ != nullptr) MAGNETAR_RETURN_IF_ERROR(MakePipe(&near_err_, &child_err_, &near_err_));
+  stdio.stdin_fd = child_in_.get();
+  stdio.stdout_fd = child_out_.get();
+  stdio.stderr_fd = child_err_.get();
+  return stdio;
+}
+
+absl::Status ProcessIo::ConnectTerminal() {
+  auto master = ReceiveConsole(console_listener_.get());
+  console_listener_.reset();
+  if (!master.ok()) return master.status();
+  master_ = *std::move(master);
+  auto reader = Duplicate(master_);
+  if (!reader.ok()) return reader.status();
+  if (out_ == nullptr) {
+    // A terminal that nobody reads must not stop its process.
+    out_ = std::make_shared<OutputStream>(executor_);
+    out_->Discard();
+  }
+  out_->SetSource(*std::move(reader));
+  if (in_ != nullptr) {
+    auto writer = Duplicate(master_);
+    if (!writer.ok()) return writer.status();
+    in_->SetSink(*std::move(writer), /*terminal=*/true);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ProcessIo::Connect() {
+  if (uris_.terminal) return ConnectTerminal();
+  child_in_.reset();
+  child_out_.reset();
+  child_err_.reset();
+  if (in_ != nullptr) in_->SetSink(std::move(near_in_), /*terminal=*/false);
+  if (out_ != nullptr) out_->SetSource(std::move(near_out_));
+  if (err_ != nullptr) err_->SetSource(std::move(near_err_));
+  return absl::OkStatus();
+}
+
+absl::Status ProcessIo::Resize(uint32_t columns, uint32_t rows) {
+  if (!uris_.terminal) return absl::FailedPreconditionError("the process has no terminal");
+  // A terminal that is already gone has no size; containerd asks late as a matter of course.
+  if (!master_.ok()) return absl::OkStatus();
+  return ResizeConsole(master_.get(), columns, rows);
+}
+
+void ProcessIo::Exited() {
+  if (in_ != nullptr) in_->CloseSink();
+  master_.reset();
+}
+
+void ProcessIo::LoseCaller() {
+  if (uris_.terminal) {
+    if (in_ != nullptr) in_->CloseSink();
+    if (out_ != nullptr) out_->Abandon();
+    master_.reset();
+    return;
+  }
+  if (in_ != nullptr) in_->End();
+  if (out_ != nullptr) out_->Discard();
+  if (err_ != nullptr) err_->Discard();
+}
+
+Co<void> ProcessIo::Finish() {
+  const std::shared_ptr<OutputStream> outputs[] = {out_, err_};
+  for (const std::shared_ptr<OutputStream>& output : outputs) {
+    if (output != nullptr) co_await output->WaitSent(kFinishTimeout);
+  }
+  Forget();
+}
+
+void ProcessIo::Forget() {
+  if (!console_path_.empty()) RemoveFile(std::exchange(console_path_, "")).IgnoreError();
+  registry_.Forget(std::exchange(in_id_, ""));
+  registry_.Forget(std::exchange(out_id_, ""));
+  registry_.Forget(std::exchange(err_id_, ""));
+  // One that has no name in the registry.
+  if (out_ != nullptr) out_->Abandon();
+}
+
+}  // namespace magnetar::guest

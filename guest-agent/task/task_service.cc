@@ -1,0 +1,79 @@
+#include "guest-agent/task/task_service.h"
+
+#include <boost/asio/cancellation_state.hpp>
+#include <boost/asio/this_coro.hpp>
+#include <utility>
+
+namespace magnetar::guest {
+namespace {
+
+namespace v3 = containerd::task::v3;
+
+constexpr char kTask[] = "containerd.task.v3.Task";
+constexpr char kStreaming[] = "containerd.services.streaming.v1.Streaming";
+
+// A call that is under way when its connection breaks runs to its end: half a
+// container would be worse than an answer that nobody reads.
+template <typename Response>
+Co<absl::StatusOr<Response>> ToItsEnd(Co<absl::StatusOr<Response>> call) {
+  co_await asio::this_coro::reset_cancellation_state(asio::disable_cancellation());
+  co_return co_await std::move(call);
+}
+
+template <typename Request, typename Response>
+void Add(ttrpc::Services& services, TaskManager& manager, const char* method,
+         Co<absl::StatusOr<Response>> (TaskManager::*call)(Request)) {
+  services.Add<Request, Response>(kTask, method,
+                                  [&manager, call](const ttrpc::CallContext&, Request request) {
+                                    return ToItsEnd<Response>((manager.*call)(std::move(request)));
+                                  });
+}
+
+Co<absl::Status> ServeStream(StreamRegistry* streams, std::shared_ptr<ttrpc::Stream> stream,
+                             std::function<void()> ended) {
+  auto serve = streams->Serve(std::move(stream));
+  const absl::Status status = co_await std::move(serve);
+  ended();
+  co_return status;
+}
+
+}  // namespace
+
+std::shared_ptr<const ttrpc::Services> MakeTaskServices(TaskManager& manager,
+                                                        StreamRegistry& streams,
+                                                        uint64_t connection,
+                                                        std::function<void()> stream_ended) {
+  auto services = std::make_shared<ttrpc::Services>();
+  Add(*services, manager, "State", &TaskManager::State);
+  Add(*services, manager, "Create", &TaskManager::Create);
+  Add(*services, manager, "Start", &TaskManager::Start);
+  Add(*services, manager, "Delete", &TaskManager::Delete);
+  Add(*services, manager, "Pids", &TaskManager::Pids);
+  Add(*services, manager, "Pause", &TaskManager::Pause);
+  Add(*services, manager, "Resume", &TaskManager::Resume);
+  Add(*services, manager, "Checkpoint", &TaskManager::Checkpoint);
+  Add(*services, manager, "Kill", &TaskManager::Kill);
+  Add(*services, manager, "ResizePty", &TaskManager::ResizePty);
+  Add(*services, manager, "CloseIO", &TaskManager::CloseIO);
+  Add(*services, manager, "Update", &TaskManager::Update);
+  Add(*services, manager, "Stats", &TaskManager::Stats);
+  Add(*services, manager, "Connect", &TaskManager::Connect);
+  Add(*services, manager, "Shutdown", &TaskManager::Shutdown);
+  services->Add<v3::WaitRequest, v3::WaitResponse>(
+      kTask, "Wait", [&manager](const ttrpc::CallContext&, v3::WaitRequest request) {
+        return manager.Wait(std::move(request));
+      });
+  services->Add<v3::ExecProcessRequest, wire::Empty>(
+      kTask, "Exec",
+      [&manager, connection](const ttrpc::CallContext&, v3::ExecProcessRequest request) {
+        return ToItsEnd<wire::Empty>(manager.Exec(std::move(request), connection));
+      });
+  services->AddStream(kStreaming, "Stream",
+                      [&streams, ended = std::move(stream_ended)](
+                          const ttrpc::CallContext&, std::shared_ptr<ttrpc::Stream> stream) {
+                        return ServeStream(&streams, std::move(stream), ended);
+                      });
+  return services;
+}
+
+}  // namespace magnetar::guest

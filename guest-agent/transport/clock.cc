@@ -1,0 +1,47 @@
+#include "guest-agent/transport/clock.h"
+
+#include <sys/timex.h>
+
+#include <cstdlib>
+#include <ctime>
+
+namespace magnetar::guest {
+namespace {
+
+constexpr int64_t kSecond = 1000000000;
+constexpr int64_t kStepBeyond = kSecond;
+constexpr int64_t kIgnoreBelow = 2000000;
+
+}  // namespace
+
+ClockAction DecideClock(int64_t offset_ns) {
+  const int64_t size = std::llabs(offset_ns);
+  if (size > kStepBeyond) return ClockAction::kStep;
+  return size < kIgnoreBelow ? ClockAction::kNone : ClockAction::kSlew;
+}
+
+void AdjustClock(int64_t host_time_ns) {
+  if (host_time_ns <= 0) return;
+  timespec now;
+  ::clock_gettime(CLOCK_REALTIME, &now);
+  const int64_t offset = host_time_ns - (int64_t{now.tv_sec} * kSecond + now.tv_nsec);
+  switch (DecideClock(offset)) {
+    case ClockAction::kNone:
+      return;
+    case ClockAction::kSlew: {
+      timex change = {};
+      change.modes = ADJ_OFFSET_SINGLESHOT;
+      change.offset = static_cast<long>(offset / 1000);
+      ::adjtimex(&change);
+      return;
+    }
+    case ClockAction::kStep: {
+      const timespec right = {static_cast<time_t>(host_time_ns / kSecond),
+                              static_cast<long>(host_time_ns % kSecond)};
+      ::clock_settime(CLOCK_REALTIME, &right);
+      return;
+    }
+  }
+}
+
+}  // namespace magnetar::guest

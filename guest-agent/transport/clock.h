@@ -1,0 +1,17 @@
+#pragma once
+
+#include <cstdint>
+
+namespace magnetar::guest {
+
+enum class ClockAction { kNone, kSlew, kStep };
+
+// How a clock that is `offset_ns` behind (negative: ahead) is brought right: what
+// the way of the message may account for is left alone, up to a second is
+// slewed, more is a step (a paused or cloned VM).
+ClockAction DecideClock(int64_t offset_ns);
+
+// Brings CLOCK_REALTIME to the host's. Touches no file and takes no lock.
+void AdjustClock(int64_t host_time_ns);
+
+}  // namespace magnetar::guest
