@@ -50,7 +50,8 @@ Co<absl::StatusOr<UniqueFd>> Accept(AsyncFd& listener) {
 Co<absl::Status> WriteAll(AsyncFd& fd, std::string data) {
   size_t sent = 0;
   while (sent < data.size()) {
-    const ssize_t n = ::write(fd.native_handle(), data.data() + sent, data.size() - sent);
+    const ssize_t n =
+        ::send(fd.native_handle(), data.data() + sent, data.size() - sent, MSG_NOSIGNAL);
     if (n >= 0) {
       sent += static_cast<size_t>(n);
       continue;

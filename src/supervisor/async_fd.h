@@ -22,6 +22,7 @@ Co<absl::Status> WaitHangup(AsyncFd& fd);
 // connection that was given up before it was accepted is passed over.
 Co<absl::StatusOr<UniqueFd>> Accept(AsyncFd& listener);
 
+// To a socket.
 Co<absl::Status> WriteAll(AsyncFd& fd, std::string data);
 
 absl::Status SetNonBlocking(int fd);

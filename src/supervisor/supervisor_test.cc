@@ -1,0 +1,350 @@
+// The program itself, with a process that stands for the VMM. Needs root, because the
+// supervisor drops its children's privileges.
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "magnetar/child_process.h"
+#include "magnetar/files.h"
+#include "magnetar/hybrid_vsock.h"
+#include "magnetar/supervisor_launch.h"
+#include "magnetar/ttrpc/ttrpc.h"
+#include "src/supervisor/async_test_util.h"
+
+namespace magnetar::supervisor {
+namespace {
+
+constexpr int kChannelTarget = 10;
+constexpr uint32_t kNobody = 65534;
+
+UniqueFd ConnectUnix(const std::string& path) {
+  UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  std::strncpy(address.sun_path, path.c_str(), sizeof(address.sun_path) - 1);
+  if (::connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) fd.reset();
+  return fd;
+}
+
+std::string ReadToEnd(int fd) {
+  std::string out;
+  char buffer[4096];
+  ssize_t n;
+  while ((n = ::recv(fd, buffer, sizeof(buffer), 0)) > 0) {
+    out.append(buffer, static_cast<size_t>(n));
+  }
+  return out;
+}
+
+class SupervisorTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+    char name[] = "/tmp/supervisor.XXXXXX";
+    directory_ = ::mkdtemp(name);
+  }
+
+  void TearDown() override {
+    client_.reset();
+    if (supervisor_.running()) {
+      EXPECT_TRUE(supervisor_.Signal(SIGTERM).ok());
+      EXPECT_TRUE(supervisor_.WaitBlocking().ok());
+    }
+    if (directory_.empty()) return;
+    EXPECT_TRUE(RemoveTree(directory_).ok());
+  }
+
+  v1::Process& AddProcess(const std::string& name, std::vector<std::string> argv) {
+    v1::Process& process = *launch_.add_processes();
+    process.set_name(name);
+    for (std::string& argument : argv) process.add_argv(std::move(argument));
+    process.set_uid(kNobody);
+    process.set_gid(kNobody);
+    return process;
+  }
+
+  void AddGuest(const std::string& what) {
+    int ends[2];
+    ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
+    ours_.reset(ends[0]);
+    theirs_.reset(ends[1]);
+    launch_.mutable_transport()->mutable_mux()->set_fd(ours_.get());
+    v1::Process& process = AddProcess("vmm", {FAKE_GUEST, std::to_string(kChannelTarget), what});
+    process.set_vmm(true);
+    v1::Descriptor& d = *process.add_descriptors();
+    d.set_source(theirs_.get());
+    d.set_target(kChannelTarget);
+  }
+
+  void Start() {
+    launch_.set_sandbox_id("test");
+    launch_.set_directory(directory_);
+    auto control = ListenUnix(absl::StrCat(directory_, "/supervisor.sock"));
+    auto vsock = ListenUnix(absl::StrCat(directory_, "/vm.vsock"));
+    ASSERT_TRUE(control.ok() && vsock.ok());
+    launch_.set_control_listener_fd(control->get());
+    launch_.set_vsock_listener_fd(vsock->get());
+    auto started = StartSupervisor(SUPERVISOR, launch_);
+    ASSERT_TRUE(started.ok()) << started.status();
+    supervisor_ = *std::move(started);
+    ours_.reset();
+    theirs_.reset();
+    client_ = ttrpc::Client::Create(context_.get_executor(),
+                                    ConnectUnix(absl::StrCat(directory_, "/supervisor.sock")));
+  }
+
+  template <typename Response, typename Request>
+  absl::StatusOr<Response> Call(const std::string& method, Request request) {
+    auto call = client_->Call<Response>("magnetar.supervisor.v1.Supervisor", method,
+                                        std::move(request), std::chrono::seconds(20));
+    return Await(context_, std::move(call));
+  }
+  absl::Status WaitReady() {
+    return Call<v1::WaitReadyResponse>("WaitReady", v1::WaitReadyRequest()).status();
+  }
+
+  absl::StatusOr<UniqueFd> Dial(uint32_t port) {
+    auto dial =
+        DialHybridVsock(absl::StrCat(directory_, "/vm.vsock"), port, std::chrono::seconds(10));
+    auto fd = Await(context_, std::move(dial));
+    if (fd.ok()) ::fcntl(fd->get(), F_SETFL, 0);
+    return fd;
+  }
+
+  nlohmann::json ExitFile() {
+    auto text = ReadFile(absl::StrCat(directory_, "/exit.json"));
+    EXPECT_TRUE(text.ok()) << text.status();
+    return nlohmann::json::parse(text.value_or("null"), nullptr, false);
+  }
+
+  pid_t PidOf(const std::string& name) {
+    auto state = Call<v1::StateResponse>("State", v1::StateRequest());
+    for (const auto& p : state->processes()) {
+      if (p.name() == name) return static_cast<pid_t>(p.pid());
+    }
+    return -1;
+  }
+
+  bool NothingListens() {
+    return !ConnectUnix(absl::StrCat(directory_, "/vm.vsock")).ok() &&
+           !ConnectUnix(absl::StrCat(directory_, "/supervisor.sock")).ok();
+  }
+
+  asio::io_context context_;
+  std::string directory_;
+  v1::Launch launch_;
+  UniqueFd ours_, theirs_;
+  ChildProcess supervisor_;
+  std::shared_ptr<ttrpc::Client> client_;
+};
+
+TEST_F(SupervisorTest, ReadyThenStreams) {
+  AddGuest("echo");
+  Start();
+  ASSERT_TRUE(WaitReady().ok());
+  auto stream = Dial(7);
+  ASSERT_TRUE(stream.ok()) << stream.status();
+  ASSERT_EQ(::send(stream->get(), "hello", 5, 0), 5);
+  ::shutdown(stream->get(), SHUT_WR);
+  EXPECT_EQ(ReadToEnd(stream->get()), "hello");
+  // Refused at once, not left hanging.
+  EXPECT_TRUE(absl::IsUnavailable(Dial(8).status()));
+}
+
+TEST_F(SupervisorTest, StateNamesTheProcesses) {
+  AddProcess("helper", {"/bin/sleep", "1000"});
+  AddGuest("echo");
+  Start();
+  ASSERT_TRUE(WaitReady().ok());
+  auto state = Call<v1::StateResponse>("State", v1::StateRequest());
+  ASSERT_TRUE(state.ok());
+  ASSERT_EQ(state->processes_size(), 2);
+  EXPECT_TRUE(state->ready());
+  EXPECT_FALSE(state->has_exit());
+  EXPECT_TRUE(state->processes(1).vmm());
+  for (const auto& p : state->processes()) {
+    auto identity = IdentifyProcess(static_cast<pid_t>(p.pid()));
+    ASSERT_TRUE(identity.ok());
+    EXPECT_EQ(identity->start_time_ticks, p.start_time_ticks());
+    const std::string proc = ReadFile(absl::StrCat("/proc/", p.pid(), "/status")).value();
+    EXPECT_TRUE(absl::StrContains(proc, "Uid:\t65534\t65534\t65534\t65534")) << proc;
+    EXPECT_TRUE(absl::StrContains(proc, "Groups:\t \n")) << proc;
+    EXPECT_TRUE(absl::StrContains(proc, "CapBnd:\t0000000000000000")) << proc;
+    EXPECT_TRUE(absl::StrContains(proc, "CapPrm:\t0000000000000000")) << proc;
+    EXPECT_TRUE(absl::StrContains(proc, "NoNewPrivs:\t1")) << proc;
+  }
+  auto hello = Call<v1::HelloResponse>("Hello", v1::HelloRequest());
+  EXPECT_EQ(static_cast<pid_t>(hello->pid()), supervisor_.pid());
+}
+
+TEST_F(SupervisorTest, ACapabilityIsKeptOverTheUidDrop) {
+  AddGuest("echo");
+  v1::Process& helper = AddProcess("helper", {"/bin/sleep", "1000"});
+  helper.add_capabilities("CAP_CHOWN");
+  v1::Process& root = AddProcess("root", {"/bin/sleep", "1000"});
+  root.set_uid(0);
+  root.add_capabilities("CAP_CHOWN");
+  Start();
+  for (const char* name : {"helper", "root"}) {
+    const std::string proc = ReadFile(absl::StrCat("/proc/", PidOf(name), "/status")).value();
+    EXPECT_TRUE(absl::StrContains(proc, "CapEff:\t0000000000000001")) << proc;
+    EXPECT_TRUE(absl::StrContains(proc, "CapBnd:\t0000000000000001")) << proc;
+  }
+}
+
+TEST_F(SupervisorTest, ConnectionsMadeBeforeReadyWait) {
+  AddGuest("silent");
+  Start();
+  UniqueFd early = ConnectUnix(absl::StrCat(directory_, "/vm.vsock"));
+  ASSERT_EQ(::send(early.get(), "CONNECT 7\n", 10, 0), 10);
+  const timeval short_while{.tv_sec = 0, .tv_usec = 100000};
+  ::setsockopt(early.get(), SOL_SOCKET, SO_RCVTIMEO, &short_while, sizeof(short_while));
+  char c;
+  EXPECT_EQ(::recv(early.get(), &c, 1, 0), -1);
+  auto kill = Call<v1::KillResponse>("Kill", v1::KillRequest());
+  EXPECT_TRUE(kill.ok()) << kill.status();
+  EXPECT_EQ(::recv(early.get(), &c, 1, 0), 0);
+}
+
+TEST_F(SupervisorTest, NonsenseOnTheSocketHarmsNobody) {
+  AddGuest("echo");
+  Start();
+  ASSERT_TRUE(WaitReady().ok());
+  for (const std::string& text : {std::string("GET / HTTP/1.1\r\n\r\n"), std::string(100000, 'C'),
+                                  std::string("CONNECT x\n"), std::string(1, '\0')}) {
+    UniqueFd fd = ConnectUnix(absl::StrCat(directory_, "/vm.vsock"));
+    [[maybe_unused]] const ssize_t n =
+        ::send(fd.get(), text.data(), text.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+    ::shutdown(fd.get(), SHUT_WR);
+    EXPECT_EQ(ReadToEnd(fd.get()), "");
+  }
+  EXPECT_TRUE(Dial(7).ok());
+}
+
+TEST_F(SupervisorTest, ManyStreamsAtOnce) {
+  AddGuest("echo");
+  Start();
+  ASSERT_TRUE(WaitReady().ok());
+  std::vector<UniqueFd> streams;
+  for (int i = 0; i < 100; ++i) {
+    auto stream = Dial(7);
+    ASSERT_TRUE(stream.ok()) << stream.status();
+    streams.push_back(*std::move(stream));
+  }
+  for (size_t i = 0; i < streams.size(); ++i) {
+    const std::string text = absl::StrCat("stream ", i);
+    ::send(streams[i].get(), text.data(), text.size(), 0);
+    ::shutdown(streams[i].get(), SHUT_WR);
+  }
+  for (size_t i = 0; i < streams.size(); ++i) {
+    EXPECT_EQ(ReadToEnd(streams[i].get()), absl::StrCat("stream ", i));
+  }
+}
+
+TEST_F(SupervisorTest, AVmmThatEndsIsRecordedAndAnswered) {
+  AddGuest("exit");
+  Start();
+  auto exit = Call<v1::WaitExitResponse>("WaitExit", v1::WaitExitRequest());
+  EXPECT_TRUE(supervisor_.WaitBlocking().ok());
+  const nlohmann::json file = ExitFile();
+  EXPECT_EQ(file.value("status", 0), 5);
+  EXPECT_EQ(file.value("reason", ""), "vmm: exited with status 5");
+  EXPECT_TRUE(absl::StrContains(file.value("last_lines", ""), "guest console line")) << file;
+  EXPECT_TRUE(absl::StrContains(file.value("last_lines", ""), "vmm: vmm complains")) << file;
+  EXPECT_GT(file.value("exited_at_ns", int64_t{0}), 1600000000000000000);
+  // The call may come too late for a VM that never lived; then the file tells.
+  if (exit.ok()) {
+    EXPECT_EQ(exit->exit().status(), 5u);
+  }
+  EXPECT_TRUE(NothingListens());
+}
+
+TEST_F(SupervisorTest, WaitersHearOfAKilledVmm) {
+  AddGuest("echo");
+  Start();
+  ASSERT_TRUE(WaitReady().ok());
+  const pid_t pid = PidOf("vmm");
+  std::thread killer([pid] { ::kill(pid, SIGKILL); });
+  auto exit = Call<v1::WaitExitResponse>("WaitExit", v1::WaitExitRequest());
+  killer.join();
+  ASSERT_TRUE(exit.ok()) << exit.status();
+  EXPECT_EQ(exit->exit().status(), 137u);
+  EXPECT_EQ(exit->exit().reason(), "vmm: killed by SIGKILL");
+  auto ended = supervisor_.WaitBlocking();
+  EXPECT_EQ(ended->status, 0u);
+  EXPECT_TRUE(NothingListens());
+}
+
+TEST_F(SupervisorTest, AHelperThatDiesTakesTheVmWithIt) {
+  AddProcess("helper", {"/bin/sleep", "1000"});
+  AddGuest("fork");
+  Start();
+  ASSERT_TRUE(WaitReady().ok());
+  const auto vmm = IdentifyProcess(PidOf("vmm"));
+  ::kill(PidOf("helper"), SIGTERM);
+  EXPECT_TRUE(supervisor_.WaitBlocking().ok());
+  EXPECT_EQ(ExitFile().value("reason", ""), "helper: killed by SIGTERM");
+  EXPECT_EQ(ExitFile().value("status", 0), 137);
+  EXPECT_TRUE(absl::IsNotFound(OpenProcess(*vmm).status()));
+}
+
+TEST_F(SupervisorTest, ASupervisorThatIsKilledTakesEverythingWithIt) {
+  AddProcess("helper", {"/bin/sleep", "1000"});
+  AddGuest("echo");
+  Start();
+  ASSERT_TRUE(WaitReady().ok());
+  std::vector<ProcessIdentity> all;
+  for (const char* name : {"vmm", "helper"}) all.push_back(*IdentifyProcess(PidOf(name)));
+  std::vector<UniqueFd> pidfds;
+  for (const ProcessIdentity& id : all) pidfds.push_back(*OpenProcess(id));
+  ASSERT_TRUE(supervisor_.Signal(SIGKILL).ok());
+  for (const UniqueFd& pidfd : pidfds) {
+    auto ended = WaitUntilEnded(pidfd.get());
+    EXPECT_TRUE(Await(context_, std::move(ended)).ok());
+  }
+  EXPECT_TRUE(supervisor_.WaitBlocking().ok());
+  EXPECT_TRUE(NothingListens());
+}
+
+TEST_F(SupervisorTest, SigtermKillsTheVm) {
+  AddGuest("echo");
+  Start();
+  ASSERT_TRUE(WaitReady().ok());
+  ASSERT_TRUE(supervisor_.Signal(SIGTERM).ok());
+  EXPECT_EQ(supervisor_.WaitBlocking()->status, 0u);
+  EXPECT_EQ(ExitFile().value("reason", ""), "vmm: killed with its supervisor");
+}
+
+TEST_F(SupervisorTest, AProgramThatIsMissingIsNamed) {
+  AddProcess("helper", {"/nonexistent/helper"});
+  AddGuest("echo");
+  Start();
+  EXPECT_FALSE(WaitReady().ok());
+  EXPECT_TRUE(supervisor_.WaitBlocking().ok());
+  EXPECT_EQ(ExitFile().value("reason", ""),
+            "helper: exec /nonexistent/helper: No such file or directory");
+}
+
+TEST_F(SupervisorTest, TheConsoleIsKept) {
+  AddGuest("echo");
+  Start();
+  ASSERT_TRUE(WaitReady().ok());
+  auto console = Call<v1::ConsoleResponse>("Console", v1::ConsoleRequest());
+  ASSERT_TRUE(console.ok());
+  EXPECT_TRUE(absl::StrContains(console->data(), "guest console line\n")) << console->data();
+  EXPECT_TRUE(absl::StrContains(console->data(), "vmm: vmm complains\n")) << console->data();
+}
+
+}  // namespace
+}  // namespace magnetar::supervisor
