@@ -122,7 +122,8 @@ TEST_F(SandboxCgroupTest, MetricsOfNoneIsNotFound) {
   auto manager = Unified();
   EXPECT_TRUE(absl::IsNotFound(manager->Metrics("/kubepods/pod1", "s1").status()));
   EXPECT_TRUE(absl::IsNotFound(manager->Update("/kubepods/pod1", "s1", {})));
-  EXPECT_TRUE(absl::IsInvalidArgument(manager->Remove("/../x", "s1")));
+  EXPECT_TRUE(absl::IsInvalidArgument(manager->Create("/../x", "s1", {}).status()));
+  EXPECT_TRUE(manager->Remove("/../x", "s1").ok());
 }
 
 TEST_F(SandboxCgroupTest, NoCgroupsIsAnError) {

@@ -126,7 +126,10 @@ class KernelNetworkManager final : public NetworkManager {
 
   absl::Status Detach(const std::string& netns_path) override {
     auto netns = OpenNetns(netns_path);
-    if (absl::IsNotFound(netns.status())) return absl::OkStatus();
+    // Attach refuses what is no pod's netns, so nothing of ours can be in it.
+    if (absl::IsNotFound(netns.status()) || absl::IsInvalidArgument(netns.status())) {
+      return absl::OkStatus();
+    }
     if (!netns.ok()) return netns.status();
     return Annotate(RunInNetns(netns->get(), [] { return DetachHere(); }),
                     absl::StrCat("network namespace ", netns_path));

@@ -6,7 +6,9 @@
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <iterator>
 
 #include "absl/strings/str_cat.h"
 #include "magnetar/status.h"
@@ -20,7 +22,13 @@ absl::StatusOr<UniqueFd> OpenNetns(const std::string& path) {
   }
   // O_NONBLOCK: a fifo at the path must not hang the caller.
   UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-  if (!fd.ok()) return ErrnoStatus(errno, absl::StrCat("open network namespace ", path));
+  if (!fd.ok()) {
+    const int error = errno;
+    absl::Status status = ErrnoStatus(error, absl::StrCat("open network namespace ", path));
+    static constexpr int kNoSuchPath[] = {ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG, ENXIO};
+    const bool absent = std::count(std::begin(kNoSuchPath), std::end(kNoSuchPath), error) != 0;
+    return absent ? absl::NotFoundError(status.message()) : status;
+  }
   struct stat st;
   if (::fstat(fd.get(), &st) != 0) return ErrnoStatus(errno, absl::StrCat("stat ", path));
   const int type = ::ioctl(fd.get(), NS_GET_NSTYPE);

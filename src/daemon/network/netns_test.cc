@@ -61,7 +61,12 @@ TEST_F(NetnsTest, ManagerTellsWhatItCannotUse) {
   auto manager = CreateNetworkManager();
   EXPECT_TRUE(absl::IsInvalidArgument(manager->Attach(Path("none"), 0).status()));
   EXPECT_TRUE(absl::IsInvalidArgument(manager->Attach("/proc/self/ns/net", 0).status()));
-  EXPECT_TRUE(manager->Detach(Path("none")).ok());
+  for (const std::string& path :
+       {Path("none"), std::string(), std::string("/proc/self/ns/net"), std::string("/etc/passwd/x"),
+        directory_, "/" + std::string(5000, 'x')}) {
+    EXPECT_TRUE(absl::IsInvalidArgument(manager->Attach(path, 0).status())) << path;
+    EXPECT_TRUE(manager->Detach(path).ok()) << path;
+  }
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <set>
+#include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -158,6 +159,8 @@ agent::v1::Network BuildGuestNetwork(const NetnsSnapshot& snapshot,
                                      const std::vector<LinkState>& interfaces) {
   agent::v1::Network network;
   std::vector<agent::v1::Route> through_gateways;
+  // Two alike are hops of one multipath route; the guest would replace one by the other.
+  std::set<std::pair<std::string, uint32_t>> seen;
   for (const LinkState& link : interfaces) {
     agent::v1::Interface& interface = *network.add_interfaces();
     interface.set_name(link.name);
@@ -178,7 +181,8 @@ agent::v1::Network BuildGuestNetwork(const NetnsSnapshot& snapshot,
     }
     for (const RouteState& route : snapshot.routes) {
       if (route.link != link.index || route.table != RT_TABLE_MAIN || route.type != RTN_UNICAST ||
-          FollowsFromAddresses(route, networks)) {
+          FollowsFromAddresses(route, networks) ||
+          !seen.insert({FormatPrefix(route.destination), route.metric}).second) {
         continue;
       }
       if (route.gateway.family == 0) {

@@ -232,6 +232,18 @@ TEST(BuildGuestNetworkTest, StaticLinkLocalAddressesAndRoutesStay) {
   EXPECT_THAT(Destinations(network), ElementsAre("fe80::1/128", "::/0"));
 }
 
+TEST(BuildGuestNetworkTest, OneHopOfAMultipathRoute) {
+  NetnsSnapshot snapshot = BridgePod();
+  snapshot.routes.push_back(Gateway(Prefix("0.0.0.0", 0), Prefix("10.1.0.3", 32)));
+  RouteState backup = Gateway(Prefix("0.0.0.0", 0), Prefix("10.1.0.4", 32));
+  backup.metric = 500;
+  snapshot.routes.push_back(backup);
+  const agent::v1::Network network = BuildGuestNetwork(snapshot, {Veth()});
+  EXPECT_THAT(Destinations(network), ElementsAre("0.0.0.0/0", "::/0", "0.0.0.0/0"));
+  EXPECT_EQ(network.routes(0).gateway(), "10.1.0.1");
+  EXPECT_EQ(network.routes(2).gateway(), "10.1.0.4");
+}
+
 TEST(BuildGuestNetworkTest, LeavesOtherTablesAndInterfacesAlone) {
   NetnsSnapshot snapshot = BridgePod();
   RouteState other = Route(Prefix("10.5.0.0", 16));

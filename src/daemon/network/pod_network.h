@@ -46,7 +46,7 @@ class NetworkManager {
   virtual ~NetworkManager() = default;
   // Leaves nothing behind when it fails. `uid` may open the taps again.
   virtual absl::StatusOr<PodNetwork> Attach(const std::string& netns_path, uint32_t uid) = 0;
-  // Undoes Attach, whole or half done; a netns that is gone is fine.
+  // Undoes Attach, whole or half done; a netns that is gone, or a path that never was one, is fine.
   virtual absl::Status Detach(const std::string& netns_path) = 0;
 };
 

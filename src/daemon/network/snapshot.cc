@@ -77,8 +77,7 @@ absl::Status ReadRoutes(nl_sock* socket, NetnsSnapshot& out) {
     state.metric = ::rtnl_route_get_priority(route);
     uint32_t mtu = 0;
     if (::rtnl_route_get_metric(route, RTAX_MTU, &mtu) == 0) state.mtu = mtu;
-    // agent.proto has no multipath: every hop becomes a route, of which the guest
-    // takes the first if they are alike.
+    // agent.proto has no multipath: every hop becomes a route, of which the guest gets one.
     for (int i = 0; i < ::rtnl_route_get_nnexthops(route); ++i) {
       rtnl_nexthop* hop = ::rtnl_route_nexthop_n(route, i);
       state.link = ::rtnl_route_nh_get_ifindex(hop);
