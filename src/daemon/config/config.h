@@ -26,7 +26,7 @@ struct Config {
 
   struct Guest {
     std::string kernel = "/usr/lib/magnetar/guest/current/vmlinux";
-    std::string initrd = "/usr/lib/magnetar/guest/current/initrd";
+    std::string initrd = "/usr/lib/magnetar/guest/current/initrd.img";
     std::string image = "/usr/lib/magnetar/guest/current/root.erofs";
     std::string extra_cmdline;
     std::string log_level = "info";

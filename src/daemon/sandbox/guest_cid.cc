@@ -40,6 +40,4 @@ absl::StatusOr<uint32_t> FindGuestCid() {
   return cid;
 }
 
-bool KernelVsockWorks() { return FindGuestCid().ok(); }
-
 }  // namespace magnetar::daemon

@@ -6,9 +6,6 @@
 
 namespace magnetar::daemon {
 
-// Whether /dev/vhost-vsock is there and gives a CID out.
-bool KernelVsockWorks();
-
 // A CID that no VM of this host has at the moment (vhost's VHOST_VSOCK_SET_GUEST_CID
 // refuses one in use). Random, so that two daemons do not race for the same one.
 absl::StatusOr<uint32_t> FindGuestCid();

@@ -1,0 +1,104 @@
+#include "src/daemon/sandbox/host_requests.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "containerd/events.pb.h"
+#include "src/daemon/sandbox/testing/fake_world.h"
+
+namespace magnetar::daemon {
+namespace {
+
+class HostRequestsTest : public testing::Test {
+ protected:
+  HostRequestsTest() {
+    EXPECT_TRUE(world_.Create("pod").ok());
+    record_ = std::make_shared<RecordFile>(world_.Directory("pod"), world_.Get("pod")->record());
+    requests_ =
+        std::make_shared<HostRequests>(&world_.env(), record_, world_.env().io->get_executor());
+    auto& container = world_.containerd.containers["c1"];
+    container.set_id("c1");
+    container.set_sandbox("pod");
+    container.set_snapshotter("overlayfs");
+    container.set_snapshot_key("c1");
+    container.mutable_spec()->set_value("{}");
+    containerd::types::Mount mount;
+    mount.set_type("overlay");
+    world_.containerd.snapshots["overlayfs/c1"] = {mount};
+    world_.containerd.containers["other"].set_sandbox("another");
+  }
+
+  agent::v1::HostResponse Prepare(const std::string& id) {
+    agent::v1::HostRequest request;
+    request.mutable_prepare()->set_container_id(id);
+    request.mutable_prepare()->add_rootfs_mount_types("overlay");
+    return world_.Await(requests_->Handle(request));
+  }
+  agent::v1::HostResponse Release(const std::string& id) {
+    agent::v1::HostRequest request;
+    request.mutable_release()->set_container_id(id);
+    return world_.Await(requests_->Handle(request));
+  }
+
+  FakeWorld world_;
+  std::shared_ptr<RecordFile> record_;
+  std::shared_ptr<HostRequests> requests_;
+};
+
+TEST_F(HostRequestsTest, PreparesAndReleasesWithAJournal) {
+  const auto prepared = Prepare("c1");
+  EXPECT_EQ(prepared.code(), 0) << prepared.message();
+  EXPECT_EQ(prepared.prepared().spec(), "{}");
+  EXPECT_EQ(ReadRecord(world_.Directory("pod"))->container_steps.size(), 1u);
+  EXPECT_EQ(Release("c1").code(), 0);
+  EXPECT_TRUE(ReadRecord(world_.Directory("pod"))->container_steps.empty());
+  EXPECT_EQ(Release("c1").code(), 0);
+}
+
+TEST_F(HostRequestsTest, GivesAGuestNothingOfOthers) {
+  EXPECT_EQ(Prepare("other").code(), static_cast<int>(absl::StatusCode::kPermissionDenied));
+  EXPECT_EQ(Prepare("unknown").code(), static_cast<int>(absl::StatusCode::kNotFound));
+  EXPECT_EQ(Prepare("../c1").code(), static_cast<int>(absl::StatusCode::kInvalidArgument));
+  EXPECT_EQ(Release("..").code(), static_cast<int>(absl::StatusCode::kInvalidArgument));
+  EXPECT_EQ(world_.Count("storage.prepare"), 0);
+}
+
+TEST_F(HostRequestsTest, PublishesOomOfItsOwnContainersOnly) {
+  agent::v1::HostRequest request;
+  request.mutable_event()->set_kind(agent::v1::GuestEvent::OOM);
+  request.mutable_event()->set_container_id("c1");
+  world_.Await(requests_->Handle(request));
+  EXPECT_TRUE(world_.containerd.events.empty());
+  ASSERT_EQ(Prepare("c1").code(), 0);
+  world_.Await(requests_->Handle(request));
+  ASSERT_EQ(world_.containerd.events.size(), 1u);
+  EXPECT_EQ(world_.containerd.events[0].topic, "/tasks/oom");
+  EXPECT_EQ(world_.containerd.events[0].ns, "k8s.io");
+}
+
+TEST_F(HostRequestsTest, RefusesOnceTheSandboxIsStopped) {
+  requests_->Refuse();
+  EXPECT_EQ(Prepare("c1").code(), static_cast<int>(absl::StatusCode::kUnavailable));
+}
+
+TEST_F(HostRequestsTest, ReleasesWhatTheGuestNoLongerHolds) {
+  ASSERT_EQ(Prepare("c1").code(), 0);
+  auto reconcile = [](std::shared_ptr<HostRequests> r, std::set<std::string> held) -> Co<bool> {
+    auto once = r->Reconcile(std::move(held));
+    co_await std::move(once);
+    co_return true;
+  };
+  world_.Await(reconcile(requests_, {"c1"}));
+  EXPECT_EQ(world_.Count("storage.release"), 0);
+  world_.Await(reconcile(requests_, {}));
+  EXPECT_EQ(world_.Count("storage.release"), 1);
+  EXPECT_TRUE(record_->Get().container_steps.empty());
+}
+
+TEST_F(HostRequestsTest, UnknownRequestsAreAnswered) {
+  EXPECT_EQ(world_.Await(requests_->Handle({})).code(),
+            static_cast<int>(absl::StatusCode::kUnimplemented));
+}
+
+}  // namespace
+}  // namespace magnetar::daemon

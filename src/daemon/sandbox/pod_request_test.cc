@@ -1,0 +1,174 @@
+#include "src/daemon/sandbox/pod_request.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "src/daemon/sandbox/status_info.h"
+
+namespace magnetar::daemon {
+namespace {
+
+using ::testing::HasSubstr;
+namespace api = containerd::services::sandbox::v1;
+
+api::ControllerCreateRequest Request(const runtime::v1::PodSandboxConfig& config) {
+  api::ControllerCreateRequest request;
+  request.set_sandbox_id("abc");
+  request.set_netns_path("/proc/self/ns/net");
+  request.mutable_options()->set_type_url("runtime.v1.PodSandboxConfig");
+  request.mutable_options()->set_value(config.SerializeAsString());
+  return request;
+}
+
+std::string Error(const api::ControllerCreateRequest& request) {
+  const auto pod = ParseCreate(request, "/run/vmm-sandboxer");
+  EXPECT_TRUE(absl::IsInvalidArgument(pod.status())) << pod.status();
+  return std::string(pod.status().message());
+}
+
+TEST(PodRequestTest, TakesWhatCriSends) {
+  runtime::v1::PodSandboxConfig config;
+  config.set_hostname("h");
+  auto request = Request(config);
+  request.mutable_options()->set_type_url("type.googleapis.com/runtime.v1.PodSandboxConfig");
+  (*request.mutable_sandbox()->mutable_extensions())["metadata"].set_value(
+      R"({"Version":"v1","Metadata":{"RuntimeHandler":"magnetar"}})");
+  const auto pod = ParseCreate(request, "/run/vmm-sandboxer");
+  ASSERT_TRUE(pod.ok()) << pod.status();
+  EXPECT_EQ(pod->config.hostname(), "h");
+  EXPECT_EQ(pod->runtime_handler, "magnetar");
+}
+
+TEST(PodRequestTest, RefusesBadIds) {
+  for (const std::string id : {"", "..", "a/b", "-a", "a b", std::string(77, 'a')}) {
+    auto request = Request({});
+    request.set_sandbox_id(id);
+    EXPECT_THAT(Error(request), HasSubstr("sandbox_id")) << id;
+  }
+  // A valid one whose sockets have no room.
+  auto request = Request({});
+  request.set_sandbox_id(std::string(76, 'a'));
+  EXPECT_THAT(Error(request), HasSubstr("too long"));
+}
+
+TEST(PodRequestTest, RefusesOptionsThatAreNone) {
+  auto request = Request({});
+  request.clear_options();
+  EXPECT_THAT(Error(request), HasSubstr("options"));
+  request = Request({});
+  request.mutable_options()->set_type_url("containerd.runc.v1.Options");
+  EXPECT_THAT(Error(request), HasSubstr("not a runtime.v1.PodSandboxConfig"));
+  request = Request({});
+  request.mutable_options()->set_value("\xff\xff");
+  EXPECT_THAT(Error(request), HasSubstr("does not parse"));
+}
+
+TEST(PodRequestTest, RefusesTheHostsNamespacesByName) {
+  auto with = [](auto change) {
+    runtime::v1::PodSandboxConfig config;
+    change(config.mutable_linux()->mutable_security_context()->mutable_namespace_options());
+    return Request(config);
+  };
+  EXPECT_THAT(Error(with([](auto* o) { o->set_network(runtime::v1::NODE); })),
+              HasSubstr("namespace_options.network"));
+  EXPECT_THAT(Error(with([](auto* o) { o->set_pid(runtime::v1::NODE); })),
+              HasSubstr("namespace_options.pid"));
+  EXPECT_THAT(Error(with([](auto* o) { o->set_ipc(runtime::v1::NODE); })),
+              HasSubstr("namespace_options.ipc"));
+  EXPECT_THAT(Error(with([](auto* o) { o->mutable_userns_options()->set_mode(runtime::v1::POD); })),
+              HasSubstr("namespace_options.userns_options"));
+  // As kubelet sends it for a pod without a user namespace.
+  EXPECT_TRUE(ParseCreate(with([](auto* o) {
+                            o->mutable_userns_options()->set_mode(runtime::v1::NODE);
+                            o->set_pid(runtime::v1::CONTAINER);
+                          }),
+                          "/run/x")
+                  .ok());
+}
+
+TEST(PodRequestTest, RefusesWhatWouldForgeFiles) {
+  runtime::v1::PodSandboxConfig config;
+  config.mutable_dns_config()->add_servers("1.1.1.1\nnameserver 6.6.6.6");
+  EXPECT_THAT(Error(Request(config)), HasSubstr("dns_config.servers"));
+  config.Clear();
+  config.set_hostname(std::string(65, 'h'));
+  EXPECT_THAT(Error(Request(config)), HasSubstr("hostname"));
+  config.Clear();
+  config.mutable_linux()->set_cgroup_parent("/a/../../b");
+  EXPECT_THAT(Error(Request(config)), HasSubstr("cgroup_parent"));
+}
+
+TEST(PodRequestTest, NetnsMustBeOne) {
+  EXPECT_TRUE(CheckNetns("/proc/self/ns/net").ok());
+  for (const char* path : {"/proc/self/ns/pid", "/etc/passwd", "/tmp", "/nonexistent"}) {
+    EXPECT_TRUE(absl::IsInvalidArgument(CheckNetns(path))) << path;
+  }
+  auto request = Request({});
+  request.clear_netns_path();
+  EXPECT_THAT(Error(request), HasSubstr("netns_path"));
+}
+
+TEST(PodRequestTest, SizeFollowsTheLimits) {
+  Config config;
+  runtime::v1::PodSandboxConfig pod;
+  EXPECT_EQ(SizeOf(pod, config).vcpus, config.vm.vcpus);
+  EXPECT_EQ(SizeOf(pod, config).memory_bytes, config.vm.memory_mib << 20);
+  auto* r = pod.mutable_linux()->mutable_resources();
+  r->set_cpu_quota(250000);
+  r->set_cpu_period(100000);
+  r->set_memory_limit_in_bytes(300 << 20);
+  EXPECT_EQ(SizeOf(pod, config).vcpus, 3u);
+  EXPECT_EQ(SizeOf(pod, config).memory_bytes, (300u + config.vm.overhead_mib) << 20);
+  pod.mutable_linux()->mutable_overhead()->set_memory_limit_in_bytes(100 << 20);
+  EXPECT_EQ(SizeOf(pod, config).memory_bytes, 400u << 20);
+  r->set_memory_limit_in_bytes(1);
+  EXPECT_GE(SizeOf(pod, config).memory_bytes, 128u << 20);
+}
+
+TEST(PodRequestTest, Files) {
+  runtime::v1::DNSConfig dns;
+  dns.add_servers("10.0.0.10");
+  dns.add_searches("a.local");
+  dns.add_searches("b.local");
+  dns.add_options("ndots:5");
+  EXPECT_EQ(ResolvConf(dns), "search a.local b.local\nnameserver 10.0.0.10\noptions ndots:5\n");
+  const std::string hosts = HostsFile("web", {"10.0.0.2/24", "fe80::1/64", "fd00::2/64"});
+  EXPECT_THAT(hosts, HasSubstr("10.0.0.2\tweb\n"));
+  EXPECT_THAT(hosts, HasSubstr("fd00::2\tweb\n"));
+  EXPECT_THAT(hosts, testing::Not(HasSubstr("fe80::1")));
+}
+
+TEST(PodRequestTest, UpdatedResources) {
+  const auto updated = ParseUpdatedResources(
+      R"({"Overhead":null,"Resources":{"cpu_shares":512,"memory_limit_in_bytes":1048576}})");
+  ASSERT_TRUE(updated.ok());
+  EXPECT_EQ(updated->resources.cpu_shares(), 512);
+  EXPECT_EQ(updated->resources.memory_limit_in_bytes(), 1048576);
+  EXPECT_FALSE(ParseUpdatedResources("[").ok());
+}
+
+TEST(StatusInfoTest, IsAlwaysJson) {
+  runtime::v1::PodSandboxConfig pod;
+  pod.mutable_metadata()->set_name("n");
+  (*pod.mutable_labels())["k"] = "v\xff\"\n";
+  Record record;
+  record.id = "a";
+  record.pod_config = pod.SerializeAsString();
+  record.runtime_handler = "magnetar";
+  SandboxSnapshot snapshot;
+  snapshot.state = SandboxState::kReady;
+  snapshot.pid = 7;
+  const auto json = nlohmann::json::parse(StatusInfoJson(snapshot, record), nullptr, false);
+  ASSERT_TRUE(json.is_object());
+  EXPECT_EQ(json["pid"], 7);
+  EXPECT_EQ(json["config"]["metadata"]["name"], "n");
+  EXPECT_EQ(json["runtimeType"], "io.containerd.magnetar.v1");
+  record.pod_config = "\xff";
+  EXPECT_FALSE(
+      nlohmann::json::parse(StatusInfoJson(snapshot, record), nullptr, false).is_discarded());
+}
+
+}  // namespace
+}  // namespace magnetar::daemon

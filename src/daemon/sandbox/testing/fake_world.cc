@@ -1,0 +1,473 @@
+#include "src/daemon/sandbox/testing/fake_world.h"
+
+#include <algorithm>
+#include <condition_variable>
+#include <cstdlib>
+
+#include "absl/strings/str_cat.h"
+#include "magnetar/files.h"
+
+namespace magnetar::daemon {
+
+using supervisor::v1::ExitRecord;
+
+// A VM, on the world's only event thread.
+struct FakeWorld::Vm {
+  explicit Vm(const asio::any_io_executor& executor) : over(executor) {}
+  AsyncFlag over;
+  ExitRecord exit;
+
+  void End(uint32_t status, const std::string& reason) {
+    if (over.is_set()) return;
+    exit.set_status(status);
+    exit.set_exited_at_ns(RealtimeNs());
+    exit.set_reason(reason);
+    over.Set();
+  }
+};
+
+namespace {
+
+using VmPtr = std::shared_ptr<FakeWorld::Vm>;
+
+class FakeSupervisor : public SupervisorClient {
+ public:
+  FakeSupervisor(FakeWorld* world, VmPtr vm) : world_(world), vm_(std::move(vm)) {}
+
+  Co<absl::StatusOr<supervisor::v1::HelloResponse>> Hello() override {
+    supervisor::v1::HelloResponse response;
+    response.set_pid(1 << 23);  // no process has this number
+    co_return response;
+  }
+  Co<absl::Status> WaitReady(std::chrono::nanoseconds timeout) override {
+    absl::Status status = world_->Note("supervisor.ready");
+    if (!status.ok()) co_return status;
+    if (world_->hang()) {
+      auto wait = vm_->over.WaitFor(timeout);
+      if (!co_await std::move(wait)) co_return absl::DeadlineExceededError("not ready");
+    }
+    if (vm_->over.is_set()) co_return absl::FailedPreconditionError("the VM ended");
+    co_return absl::OkStatus();
+  }
+  Co<absl::StatusOr<ExitRecord>> WaitExit() override {
+    auto wait = vm_->over.Wait();
+    co_await std::move(wait);
+    co_return vm_->exit;
+  }
+  Co<absl::StatusOr<supervisor::v1::StateResponse>> State() override {
+    absl::Status status = world_->Note("supervisor.state");
+    if (!status.ok()) co_return status;
+    supervisor::v1::StateResponse response;
+    auto* process = response.add_processes();
+    process->set_name("qemu");
+    process->set_pid(1 << 23);
+    process->set_start_time_ticks(1);
+    process->set_vmm(true);
+    if (vm_->over.is_set()) *response.mutable_exit() = vm_->exit;
+    co_return response;
+  }
+  Co<absl::Status> Kill() override {
+    absl::Status status = world_->Note("supervisor.kill");
+    vm_->End(137, "qemu: killed by SIGKILL");
+    co_return status;
+  }
+  void Close() override {}
+
+ private:
+  FakeWorld* world_;
+  VmPtr vm_;
+};
+
+class FakeLauncher : public SupervisorLauncher {
+ public:
+  explicit FakeLauncher(FakeWorld* world) : world_(world) {}
+  Co<absl::StatusOr<std::shared_ptr<SupervisorClient>>> Launch(
+      supervisor::v1::Launch launch) override {
+    absl::Status status = world_->Note("supervisor.launch");
+    if (!status.ok()) co_return status;
+    const asio::any_io_executor executor = co_await asio::this_coro::executor;
+    auto vm = std::make_shared<FakeWorld::Vm>(executor);
+    world_->vms_[launch.directory()] = vm;
+    co_return std::make_shared<FakeSupervisor>(world_, vm);
+  }
+  Co<absl::StatusOr<std::shared_ptr<SupervisorClient>>> Connect(std::string directory) override {
+    (void)world_->Note("supervisor.connect");
+    const auto it = world_->vms_.find(directory);
+    if (it == world_->vms_.end() || it->second->over.is_set()) {
+      co_return absl::UnavailableError("no supervisor");
+    }
+    co_return std::make_shared<FakeSupervisor>(world_, it->second);
+  }
+
+ private:
+  FakeWorld* world_;
+};
+
+class FakeAgent : public AgentClient {
+ public:
+  FakeAgent(FakeWorld* world, VmPtr vm) : world_(world), vm_(std::move(vm)) {}
+  Co<absl::StatusOr<agent::v1::HelloResponse>> Hello(std::chrono::nanoseconds) override {
+    absl::Status status = world_->Note("agent.hello");
+    if (!status.ok()) co_return status;
+    co_return agent::v1::HelloResponse();
+  }
+  Co<absl::Status> SetupSandbox(agent::v1::SetupSandboxRequest, std::chrono::nanoseconds) override {
+    co_return world_->Note("agent.setup");
+  }
+  Co<absl::StatusOr<agent::v1::ListContainersResponse>> ListContainers(
+      std::chrono::nanoseconds) override {
+    (void)world_->Note("agent.list");
+    co_return agent::v1::ListContainersResponse();
+  }
+  Co<absl::Status> Shutdown(std::chrono::milliseconds) override {
+    co_return world_->Note("agent.shutdown");
+  }
+  Co<absl::Status> ServeHostRequests(HostRequestHandler) override {
+    auto wait = vm_->over.Wait();
+    co_await std::move(wait);
+    co_return absl::UnavailableError("gone");
+  }
+  void Close() override {}
+
+ private:
+  FakeWorld* world_;
+  VmPtr vm_;
+};
+
+class FakeDialer : public GuestDialer {
+ public:
+  explicit FakeDialer(FakeWorld* world) : world_(world) {}
+  Co<absl::StatusOr<std::shared_ptr<AgentClient>>> DialAgent(std::string path,
+                                                             std::chrono::nanoseconds) override {
+    absl::Status status = world_->Note("agent.dial");
+    if (!status.ok()) co_return status;
+    const auto it = world_->vms_.find(path.substr(0, path.rfind('/')));
+    if (it == world_->vms_.end() || it->second->over.is_set()) {
+      co_return absl::UnavailableError("nothing listens");
+    }
+    co_return std::make_shared<FakeAgent>(world_, it->second);
+  }
+  Co<absl::StatusOr<agent::v1::BeatResponse>> Beat(std::string path,
+                                                   std::chrono::nanoseconds timeout) override {
+    absl::Status status = world_->Note("agent.beat");
+    if (!status.ok()) co_return status;
+    if (world_->hang()) {
+      const VmPtr vm = world_->vms_.at(path.substr(0, path.rfind('/')));
+      auto wait = vm->over.WaitFor(timeout);
+      co_await std::move(wait);
+      co_return absl::DeadlineExceededError("no answer");
+    }
+    co_return agent::v1::BeatResponse();
+  }
+
+ private:
+  FakeWorld* world_;
+};
+
+class FakeVm : public vmm::Vm {
+ public:
+  explicit FakeVm(FakeWorld* world) : world_(world) {}
+  Co<absl::Status> AddDisk(vmm::DiskSpec) override { co_return absl::OkStatus(); }
+  Co<absl::Status> RemoveDisk(std::string) override { co_return absl::OkStatus(); }
+  Co<absl::Status> AddNic(vmm::NicSpec) override { co_return absl::OkStatus(); }
+  Co<absl::Status> RemoveNic(std::string) override { co_return absl::OkStatus(); }
+  Co<absl::Status> Resize(uint32_t, uint64_t) override { co_return absl::OkStatus(); }
+  Co<absl::Status> Pause() override { co_return absl::OkStatus(); }
+  Co<absl::Status> Resume() override { co_return absl::OkStatus(); }
+  Co<absl::Status> Save(vmm::CloneSource) override { co_return absl::OkStatus(); }
+  Co<absl::Status> Quit() override { co_return world_->Note("vm.quit"); }
+  void OnEvent(std::function<void(const vmm::Event&)>) override {}
+
+ private:
+  FakeWorld* world_;
+};
+
+class FakeDriver : public vmm::Driver {
+ public:
+  explicit FakeDriver(FakeWorld* world) : world_(world) {}
+  std::string_view name() const override { return "fake"; }
+  const vmm::Capabilities& capabilities() const override { return capabilities_; }
+  absl::StatusOr<vmm::LaunchPlan> Plan(const vmm::MachineSpec&) const override {
+    absl::Status status = world_->Note("driver.plan");
+    if (!status.ok()) return status;
+    return vmm::LaunchPlan();
+  }
+  Co<absl::StatusOr<std::unique_ptr<vmm::Vm>>> Attach(std::string) const override {
+    absl::Status status = world_->Note("driver.attach");
+    if (!status.ok()) co_return status;
+    co_return std::make_unique<FakeVm>(world_);
+  }
+
+ private:
+  FakeWorld* world_;
+  vmm::Capabilities capabilities_;
+};
+
+class FakeCgroups : public CgroupManager {
+ public:
+  explicit FakeCgroups(FakeWorld* world) : world_(world) {}
+  absl::StatusOr<std::vector<UniqueFd>> Create(const std::string&, const std::string& id,
+                                               const SandboxLimits&) override {
+    absl::Status status = world_->Note("cgroup.create");
+    if (!status.ok()) return status;
+    world_->Made("cgroup " + id);
+    return std::vector<UniqueFd>();
+  }
+  absl::Status Update(const std::string&, const std::string&, const SandboxLimits&) override {
+    return world_->Note("cgroup.update");
+  }
+  absl::StatusOr<io::containerd::cgroups::v2::Metrics> Metrics(const std::string&,
+                                                               const std::string&) override {
+    absl::Status status = world_->Note("cgroup.metrics");
+    if (!status.ok()) return status;
+    return io::containerd::cgroups::v2::Metrics();
+  }
+  absl::Status Remove(const std::string&, const std::string& id) override {
+    absl::Status status = world_->Note("cgroup.remove");
+    if (status.ok()) world_->Removed("cgroup " + id);
+    return status;
+  }
+
+ private:
+  FakeWorld* world_;
+};
+
+class FakeNetwork : public NetworkManager {
+ public:
+  explicit FakeNetwork(FakeWorld* world) : world_(world) {}
+  absl::StatusOr<PodNetwork> Attach(const std::string& path, uint32_t) override {
+    absl::Status status = world_->Note("network.attach");
+    if (!status.ok()) return status;
+    world_->Made("network " + path);
+    return PodNetwork();
+  }
+  absl::Status Detach(const std::string& path) override {
+    absl::Status status = world_->Note("network.detach");
+    if (status.ok()) world_->Removed("network " + path);
+    return status;
+  }
+
+ private:
+  FakeWorld* world_;
+};
+
+class FakeStorage : public ContainerStorage {
+ public:
+  explicit FakeStorage(FakeWorld* world) : world_(world) {}
+  Co<absl::StatusOr<agent::v1::PreparedContainer>> Prepare(SandboxStorage& sandbox,
+                                                           ContainerRequest request) override {
+    absl::Status status = world_->Note("storage.prepare");
+    if (!status.ok()) co_return status;
+    StorageStep step;
+    step.kind = StorageStep::Kind::kMount;
+    step.container_id = request.container_id;
+    step.path = absl::StrCat(sandbox.shared_directory, "/", request.container_id);
+    status = sandbox.journal_add(step);
+    if (!status.ok()) co_return status;
+    sandbox.steps.push_back(step);
+    agent::v1::PreparedContainer prepared;
+    prepared.set_spec(request.spec_json);
+    co_return prepared;
+  }
+  Co<absl::Status> Release(SandboxStorage& sandbox, std::string id) override {
+    absl::Status status = world_->Note("storage.release");
+    auto& steps = sandbox.steps;
+    for (auto it = steps.begin(); status.ok() && it != steps.end();) {
+      if (it->container_id != id) {
+        ++it;
+        continue;
+      }
+      status = sandbox.journal_remove(*it);
+      it = steps.erase(it);
+    }
+    co_return status;
+  }
+  absl::Status UnmountAll(const std::string&) override { return world_->Note("storage.unmount"); }
+
+ private:
+  FakeWorld* world_;
+};
+
+class FakeShared : public SharedDirectory {
+ public:
+  explicit FakeShared(FakeWorld* world) : world_(world) {}
+  absl::Status Make(const std::string& path) override {
+    absl::Status status = world_->Note("shared.make");
+    if (status.ok()) world_->Made("shared " + path);
+    return status;
+  }
+  absl::Status Remove(const std::string& path) override {
+    absl::Status status = world_->Note("shared.remove");
+    if (status.ok()) world_->Removed("shared " + path);
+    return status;
+  }
+
+ private:
+  FakeWorld* world_;
+};
+
+}  // namespace
+
+struct FakeWorld::Fakes {
+  explicit Fakes(FakeWorld* world)
+      : cgroups(world),
+        network(world),
+        storage(world),
+        launcher(world),
+        dialer(world),
+        shared(world),
+        driver(world),
+        uids(1900000000, 100) {}
+  FakeCgroups cgroups;
+  FakeNetwork network;
+  FakeStorage storage;
+  FakeLauncher launcher;
+  FakeDialer dialer;
+  FakeShared shared;
+  FakeDriver driver;
+  UidPool uids;
+};
+
+FakeWorld::FakeWorld() {
+  // Short, as run directories must be.
+  char name[] = "/tmp/mgtw.XXXXXX";
+  directory_ = ::mkdtemp(name);
+  config.run_dir = directory_;
+  config.guest.heartbeat = std::chrono::seconds(0);
+  config.vm.start_timeout = std::chrono::seconds(20);
+  Up();
+}
+
+FakeWorld::~FakeWorld() {
+  Down();
+  (void)RemoveTree(directory_);
+}
+
+void FakeWorld::Up() {
+  io_ = std::make_unique<asio::io_context>(1);
+  pool_ = std::make_unique<asio::thread_pool>(2);
+  work_ = std::make_unique<Work>(io_->get_executor());
+  fakes_ = std::make_unique<Fakes>(this);
+  env_ = std::make_unique<Environment>();
+  env_->config = config;
+  env_->io = io_.get();
+  env_->blocking = pool_.get();
+  env_->cgroups = &fakes_->cgroups;
+  env_->network = &fakes_->network;
+  env_->storage = &fakes_->storage;
+  env_->containerd = &containerd;
+  env_->supervisors = &fakes_->launcher;
+  env_->guests = &fakes_->dialer;
+  env_->shared = &fakes_->shared;
+  env_->uids = &fakes_->uids;
+  env_->driver = &fakes_->driver;
+  manager_ = std::make_unique<SandboxManager>(env_.get());
+  thread_ = std::thread([this] { io_->run(); });
+}
+
+void FakeWorld::Down() {
+  io_->stop();
+  thread_.join();
+  pool_->join();
+  manager_.reset();
+  vms_.clear();
+  work_.reset();
+  // Coroutines that wait for a VM hold on to the fakes: they go first.
+  io_.reset();
+  pool_.reset();
+  env_.reset();
+  fakes_.reset();
+}
+
+void FakeWorld::Restart() {
+  auto look = [](FakeWorld* world) -> Co<std::vector<std::string>> {
+    std::vector<std::string> running;
+    for (const auto& [directory, vm] : world->vms_) {
+      if (!vm->over.is_set()) running.push_back(directory);
+    }
+    co_return running;
+  };
+  const std::vector<std::string> alive = Await(look(this));
+  Down();
+  Up();
+  for (const std::string& directory : alive) {
+    vms_[directory] = std::make_shared<Vm>(io_->get_executor());
+  }
+}
+
+absl::Status FakeWorld::Create(const std::string& id) {
+  PodRequest pod;
+  pod.id = id;
+  pod.netns_path = "/proc/self/ns/net";
+  pod.config.mutable_metadata()->set_name("pod");
+  pod.config.mutable_metadata()->set_namespace_("default");
+  return Await(manager_->Create(std::move(pod), "k8s.io"));
+}
+
+void FakeWorld::Fail(const std::string& call, absl::Status status) {
+  const std::lock_guard lock(mutex_);
+  failures_[call] = std::move(status);
+}
+
+void FakeWorld::Heal() {
+  const std::lock_guard lock(mutex_);
+  failures_.clear();
+}
+
+absl::Status FakeWorld::Note(const std::string& call) {
+  const std::lock_guard lock(mutex_);
+  calls_.push_back(call);
+  noted_.notify_all();
+  const auto it = failures_.find(call);
+  return it == failures_.end() ? absl::OkStatus() : it->second;
+}
+
+std::vector<std::string> FakeWorld::calls() const {
+  const std::lock_guard lock(mutex_);
+  return calls_;
+}
+
+int FakeWorld::Count(const std::string& call) const {
+  const std::lock_guard lock(mutex_);
+  return static_cast<int>(std::count(calls_.begin(), calls_.end(), call));
+}
+
+void FakeWorld::WaitFor(const std::string& call, int times) {
+  std::unique_lock lock(mutex_);
+  noted_.wait(lock, [&] { return std::count(calls_.begin(), calls_.end(), call) >= times; });
+}
+
+void FakeWorld::Made(const std::string& thing) {
+  const std::lock_guard lock(mutex_);
+  things_.insert(thing);
+}
+
+void FakeWorld::Removed(const std::string& thing) {
+  const std::lock_guard lock(mutex_);
+  things_.erase(thing);
+}
+
+std::vector<std::string> FakeWorld::Residues() {
+  std::vector<std::string> left;
+  {
+    const std::lock_guard lock(mutex_);
+    left.assign(things_.begin(), things_.end());
+  }
+  auto look = [](FakeWorld* world) -> Co<std::vector<std::string>> {
+    std::vector<std::string> running;
+    for (const auto& [directory, vm] : world->vms_) {
+      if (!vm->over.is_set()) running.push_back("vm " + directory);
+    }
+    co_return running;
+  };
+  for (std::string& vm : Await(look(this))) left.push_back(std::move(vm));
+  return left;
+}
+
+void FakeWorld::KillVm(const std::string& id) {
+  asio::post(*io_, [this, directory = Directory(id)] {
+    vms_.at(directory)->End(139, "qemu: killed by SIGSEGV");
+  });
+}
+
+}  // namespace magnetar::daemon

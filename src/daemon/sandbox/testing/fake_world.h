@@ -1,0 +1,114 @@
+#pragma once
+
+#include <atomic>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/executor_work_guard.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/thread_pool.hpp>
+#include <boost/asio/use_future.hpp>
+#include <condition_variable>
+#include <future>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "src/daemon/containerd/fake_client.h"
+#include "src/daemon/sandbox/async.h"
+#include "src/daemon/sandbox/environment.h"
+#include "src/daemon/sandbox/manager.h"
+
+namespace magnetar::daemon {
+
+// A host in memory: every interface that a sandbox uses, as a fake that notes what
+// is done ("cgroup.create"), fails where it is told to, and has VMs that only
+// pretend. A VM lives here, so that a second daemon can find it again.
+class FakeWorld {
+ public:
+  FakeWorld();
+  ~FakeWorld();
+
+  SandboxManager& manager() { return *manager_; }
+  Environment& env() { return *env_; }
+
+  // The daemon dies, whatever it was at, and a new one comes up over the same host.
+  // Its manager has not recovered yet.
+  void Restart();
+
+  // Runs a coroutine (on a sandbox's strand) and waits for it.
+  template <typename T>
+  T Await(Co<T> work) {
+    return asio::co_spawn(*io_, std::move(work), asio::use_future).get();
+  }
+  template <typename T>
+  T Await(const std::shared_ptr<Sandbox>& sandbox, Co<T> work) {
+    return Begin(sandbox, std::move(work)).get();
+  }
+  // Begins it and does not wait.
+  template <typename T>
+  std::future<T> Begin(const std::shared_ptr<Sandbox>& sandbox, Co<T> work) {
+    return asio::co_spawn(sandbox->strand(), std::move(work), asio::use_future);
+  }
+
+  // Create with a plausible configuration.
+  absl::Status Create(const std::string& id);
+  std::shared_ptr<Sandbox> Get(const std::string& id) { return manager_->Find(id).value(); }
+  std::string Directory(const std::string& id) const { return directory_ + "/" + id; }
+
+  // From now on, until Heal, the call fails; the names are those of calls().
+  void Fail(const std::string& call, absl::Status status);
+  void Heal();
+  std::vector<std::string> calls() const;
+  int Count(const std::string& call) const;
+  // Waits until `call` has been made `times` times.
+  void WaitFor(const std::string& call, int times = 1);
+  // Cgroups, networks, shared directories and VMs that exist now.
+  std::vector<std::string> Residues();
+
+  // The VM dies by itself.
+  void KillVm(const std::string& id);
+  // The guest neither gets ready nor answers heartbeats.
+  void HangGuest(bool hang) { hang_ = hang; }
+
+  FakeContainerdClient containerd;
+  // Of this daemon and the ones after Restart.
+  Config config;
+
+  // For the fakes.
+  struct Vm;
+  absl::Status Note(const std::string& call);
+  void Made(const std::string& thing);
+  void Removed(const std::string& thing);
+  bool hang() const { return hang_; }
+  std::map<std::string, std::shared_ptr<Vm>> vms_;  // by directory; on the event thread
+
+ private:
+  struct Fakes;
+  using Work = asio::executor_work_guard<asio::io_context::executor_type>;
+  void Up();
+  void Down();
+
+  mutable std::mutex mutex_;
+  std::condition_variable noted_;
+  std::vector<std::string> calls_;
+  std::map<std::string, absl::Status> failures_;
+  std::set<std::string> things_;
+  std::atomic<bool> hang_{false};
+
+  std::string directory_;
+  std::unique_ptr<Fakes> fakes_;
+  std::unique_ptr<Environment> env_;
+  std::unique_ptr<asio::thread_pool> pool_;
+  std::unique_ptr<asio::io_context> io_;
+  std::unique_ptr<SandboxManager> manager_;
+  std::unique_ptr<Work> work_;
+  std::thread thread_;
+};
+
+}  // namespace magnetar::daemon
