@@ -76,8 +76,9 @@ absl::Status RunSupervisor(const v1::Launch& launch) {
   MAGNETAR_RETURN_IF_ERROR(SetNonBlocking(control_fd.get()));
   ControlServer control(executor, std::move(control_fd), MakeSupervisorService(machine));
 
-  auto link = MakeGuestLink(executor, launch.transport(),
-                            [&machine](const std::string& line) { machine.Log(line); });
+  auto link = MakeGuestLink(executor, launch.transport(), [&machine](const std::string& line) {
+    if (!machine.ended().is_open()) machine.Log(line);
+  });
   if (!link.ok()) return link.status();
 
   AsyncFd vsock_listener(executor);

@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 
 #include <chrono>
+#include <cstdlib>
 
 #include "absl/strings/str_cat.h"
 #include "magnetar/agent.pb.h"
@@ -50,6 +51,65 @@ TEST_F(VmFixture, KillEndsEverything) {
   EXPECT_FALSE(Exists(absl::StrCat(directory_, "/vm.vsock")));
   EXPECT_FALSE(Exists(absl::StrCat(directory_, "/supervisor.sock")));
 }
+
+// What is killed, and how exit.json tells it.
+struct Victim {
+  const char* name;
+  bool child;  // its first child instead
+  const char* reason;
+};
+
+class KillTest : public VmFixture, public testing::WithParamInterface<Victim> {};
+
+TEST_P(KillTest, OneFate) {
+  Boot();
+  if (HasFatalFailure()) return;
+  WaitReady();
+  if (HasFatalFailure()) return;
+  std::vector<UniqueFd> all;
+  for (const char* name : {"qemu", "virtiofsd"}) {
+    const pid_t pid = PidOf(name);
+    all.push_back(*OpenProcess(*IdentifyProcess(pid)));
+    const auto children = ReadFile(absl::StrCat("/proc/", pid, "/task/", pid, "/children"));
+    if (const int child = std::atoi(children->c_str()); child > 0) {
+      all.push_back(*OpenProcess(*IdentifyProcess(child)));
+    }
+  }
+  UniqueFd open_stream = Dial(kAgentPort);
+  const Victim& victim = GetParam();
+  pid_t pid = victim.name == nullptr ? supervisor_.pid() : PidOf(victim.name);
+  if (victim.child) {
+    pid = std::atoi(ReadFile(absl::StrCat("/proc/", pid, "/task/", pid, "/children"))->c_str());
+  }
+  ASSERT_EQ(::kill(pid, SIGKILL), 0);
+  const auto start = std::chrono::steady_clock::now();
+  for (const UniqueFd& pidfd : all) {
+    auto ended = WaitUntilEnded(pidfd.get());
+    EXPECT_TRUE(Await(std::move(ended)).ok());
+  }
+  const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
+  std::printf("all ended after %.1f ms\n", took.count());
+  char c;
+  EXPECT_EQ(::recv(open_stream.get(), &c, 1, 0), 0);
+  const std::string exit = ExitFileAfterEnd();
+  if (victim.reason == nullptr) {
+    EXPECT_NE(exit.find("NOT_FOUND"), std::string::npos) << exit;
+  } else {
+    EXPECT_NE(exit.find(victim.reason), std::string::npos) << exit;
+    EXPECT_FALSE(Exists(absl::StrCat(directory_, "/vm.vsock")));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(, KillTest,
+                         testing::Values(Victim{"qemu", false, "qemu: killed by SIGKILL"},
+                                         Victim{"virtiofsd", false, "virtiofsd: killed by SIGKILL"},
+                                         Victim{"virtiofsd", true, "virtiofsd: "},
+                                         Victim{nullptr, false, nullptr}),
+                         [](const auto& info) {
+                           return absl::StrCat(
+                               info.param.name == nullptr ? "supervisor" : info.param.name,
+                               info.param.child ? "_child" : "");
+                         });
 
 }  // namespace
 }  // namespace magnetar::vmm

@@ -1,0 +1,291 @@
+#include "vmm/qemu/qmp.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/io_context.hpp>
+#include <optional>
+#include <random>
+
+#include "vmm/qemu/fake_qmp.h"
+#include "vmm/qemu/qmp_wire.h"
+#include "vmm/qemu/vm.h"
+
+namespace magnetar::vmm::qemu {
+namespace {
+
+using nlohmann::json;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using Command = FakeQmp::Command;
+
+json Return(json value = json::object()) { return {{"return", std::move(value)}}; }
+json Error(const std::string& kind, const std::string& text) {
+  return {{"error", {{"class", kind}, {"desc", text}}}};
+}
+json Deleted(const std::string& device) {
+  return {{"event", "DEVICE_DELETED"}, {"data", {{"device", device}, {"path", "/x"}}}};
+}
+
+template <typename T>
+T Await(asio::io_context& context, Co<T> coroutine) {
+  std::optional<T> result;
+  asio::co_spawn(context, std::move(coroutine), [&](std::exception_ptr error, T value) {
+    if (error) std::rethrow_exception(error);
+    result.emplace(std::move(value));
+  });
+  context.restart();
+  while (!result.has_value()) context.run_one();
+  return *std::move(result);
+}
+
+TEST(QmpWire, Messages) {
+  auto greeting = ParseQmp("{\"QMP\": {\"version\": {}}}");
+  EXPECT_EQ(greeting->kind, QmpMessage::Kind::kGreeting);
+  auto reply = ParseQmp("{\"return\": {\"fdset-id\": 3}, \"id\": 7}\r");
+  EXPECT_EQ(reply->kind, QmpMessage::Kind::kReply);
+  EXPECT_EQ(reply->id, 7u);
+  EXPECT_TRUE(reply->status.ok());
+  EXPECT_EQ(NumberAt(reply->data, "fdset-id"), 3u);
+  auto error =
+      ParseQmp("{\"error\": {\"class\": \"DeviceNotFound\", \"desc\": \"no x\"}, \"id\": 8}");
+  EXPECT_TRUE(absl::IsNotFound(error->status));
+  auto event = ParseQmp("{\"event\": \"SHUTDOWN\", \"data\": {\"reason\": \"guest-reset\"}}");
+  EXPECT_EQ(event->event, "SHUTDOWN");
+  EXPECT_EQ(StringAt(event->data, "reason"), "guest-reset");
+  for (const char* bad : {"", "[]", "{", "{}", "null", "{\"id\": 1}"}) {
+    EXPECT_FALSE(ParseQmp(bad).ok()) << bad;
+  }
+  // Members of the wrong type are none.
+  EXPECT_EQ(StringAt(json({{"a", 1}}), "a"), "");
+  EXPECT_EQ(NumberAt(json({{"a", "1"}}), "a"), 0u);
+  EXPECT_EQ(NumberAt(json::array(), "a"), 0u);
+}
+
+TEST(QmpWire, AnyBytesAreAMessageOrAnError) {
+  std::mt19937 random(3);
+  const std::string seed =
+      "{\"error\": {\"class\": \"X\", \"desc\": \"d\"}, \"id\": 18, \"data\": []}";
+  for (int i = 0; i < 20000; ++i) {
+    std::string text = seed;
+    for (int n = random() % 6; n >= 0; --n)
+      text[random() % text.size()] = static_cast<char>(random());
+    (void)ParseQmp(text);
+  }
+}
+
+class QmpTest : public testing::Test {
+ protected:
+  std::shared_ptr<QmpClient> Connect(FakeQmp& server,
+                                     std::chrono::milliseconds timeout = std::chrono::seconds(5)) {
+    auto client = Await(context_, QmpClient::Connect(server.path(), timeout));
+    EXPECT_TRUE(client.ok()) << client.status();
+    return *client;
+  }
+  absl::StatusOr<json> Execute(QmpClient& client, const std::string& command) {
+    return Await(context_, client.Execute(command, json(), UniqueFd()));
+  }
+  asio::io_context context_;
+};
+
+TEST_F(QmpTest, NobodyThere) {
+  auto client =
+      Await(context_, QmpClient::Connect("/nonexistent/qmp.sock", std::chrono::seconds(1)));
+  EXPECT_TRUE(absl::IsUnavailable(client.status()));
+}
+
+TEST_F(QmpTest, CommandsEventsAndErrors) {
+  FakeQmp server([](const Command& c) -> std::vector<json> {
+    if (c.name == "bad") return {Error("GenericError", "nothing doing")};
+    return {{{"event", "STOP"}}, Return({{"name", c.name}})};
+  });
+  auto client = Connect(server);
+  std::vector<std::string> events;
+  client->OnEvent([&](const std::string& name, const json&) { events.push_back(name); });
+  EXPECT_EQ(StringAt(*Execute(*client, "one"), "name"), "one");
+  EXPECT_THAT(events, ElementsAre("STOP"));
+  const absl::Status bad = Execute(*client, "bad").status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(bad));
+  EXPECT_EQ(bad.message(), "QMP bad: nothing doing");
+  EXPECT_EQ(StringAt(*Execute(*client, "two"), "name"), "two");
+}
+
+TEST_F(QmpTest, SilenceIsADeadline) {
+  FakeQmp server([](const Command&) { return std::vector<json>(); });
+  auto client = Connect(server, std::chrono::milliseconds(50));
+  EXPECT_TRUE(absl::IsDeadlineExceeded(Execute(*client, "hang").status()));
+}
+
+TEST_F(QmpTest, GarbageEndsTheConnection) {
+  FakeQmp server([](const Command&) { return std::vector<json>(); });
+  auto client = Connect(server);
+  bool closed = false;
+  client->OnClosed([&] { closed = true; });
+  server.Send("no JSON\n");
+  EXPECT_TRUE(absl::IsUnavailable(Execute(*client, "x").status()));
+  EXPECT_TRUE(closed);
+  EXPECT_TRUE(absl::IsUnavailable(Execute(*client, "y").status()));
+}
+
+TEST_F(QmpTest, AnEndlessLineEndsTheConnection) {
+  FakeQmp server([](const Command&) { return std::vector<json>(); });
+  auto client = Connect(server);
+  std::thread flood([&] {
+    const std::string piece(1 << 16, 'x');
+    for (int i = 0; i < 64; ++i) server.Send(piece);
+  });
+  EXPECT_TRUE(absl::IsUnavailable(Execute(*client, "x").status()));
+  flood.join();
+}
+
+class VmTest : public QmpTest {
+ protected:
+  std::unique_ptr<Vm> Attach(FakeQmp& server) {
+    auto vm = Await(context_, AttachVm(server.path()));
+    EXPECT_TRUE(vm.ok()) << vm.status();
+    return *std::move(vm);
+  }
+  std::vector<std::string> Names(const FakeQmp& server) {
+    std::vector<std::string> names;
+    for (const Command& c : server.commands()) {
+      if (c.name != "qmp_capabilities") names.push_back(c.name);
+    }
+    return names;
+  }
+  UniqueFd disk_{::memfd_create("disk", MFD_CLOEXEC)};
+};
+
+TEST_F(VmTest, AddsADisk) {
+  FakeQmp server([](const Command& c) -> std::vector<json> {
+    if (c.name == "add-fd") return {Return({{"fdset-id", 4}, {"fd", 30}})};
+    return {Return()};
+  });
+  auto vm = Attach(server);
+  absl::Status status =
+      Await(context_, vm->AddDisk({.serial = "c1-rootfs", .fd = disk_.get(), .read_only = true}));
+  EXPECT_TRUE(status.ok()) << status;
+  const auto commands = server.commands();
+  EXPECT_THAT(Names(server), ElementsAre("add-fd", "blockdev-add", "device_add"));
+  EXPECT_TRUE(commands[1].with_fd);
+  EXPECT_EQ(commands[1].arguments, json({{"opaque", "disk-c1-rootfs"}}));
+  EXPECT_EQ(commands[2].arguments["file"]["filename"], "/dev/fdset/4");
+  EXPECT_EQ(commands[2].arguments["file"]["driver"], "file");
+  EXPECT_EQ(commands[2].arguments["read-only"], true);
+  EXPECT_EQ(commands[3].arguments, json({{"driver", "scsi-hd"},
+                                         {"id", "disk-c1-rootfs"},
+                                         {"bus", "scsi0.0"},
+                                         {"drive", "disk-c1-rootfs"},
+                                         {"serial", "c1-rootfs"}}));
+}
+
+TEST_F(VmTest, ADiskThatFailsLeavesNothing) {
+  FakeQmp server([](const Command& c) -> std::vector<json> {
+    if (c.name == "add-fd") return {Return({{"fdset-id", 4}})};
+    if (c.name == "device_add") return {Error("GenericError", "no slot")};
+    if (c.name == "query-fdsets") {
+      return {
+          Return(json::array({{{"fdset-id", 4}, {"fds", {{{"fd", 3}, {"opaque", "disk-d"}}}}}}))};
+    }
+    return {Return()};
+  });
+  auto vm = Attach(server);
+  absl::Status status = Await(context_, vm->AddDisk({.serial = "d", .fd = disk_.get()}));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("no slot"));
+  EXPECT_THAT(Names(server), ElementsAre("add-fd", "blockdev-add", "device_add", "query-fdsets",
+                                         "blockdev-del", "remove-fd"));
+}
+
+TEST_F(VmTest, RemovingADiskWaitsForTheGuest) {
+  FakeQmp server([](const Command& c) -> std::vector<json> {
+    if (c.name == "device_del") return {Return(), Deleted("other"), Deleted("disk-d")};
+    if (c.name == "query-fdsets") {
+      return {Return(json::array(
+          {"nonsense", {{"fdset-id", 9}, {"fds", {{{"fd", 3}, {"opaque", "disk-d"}}}}}}))};
+    }
+    return {Return()};
+  });
+  auto vm = Attach(server);
+  std::vector<std::string> deleted;
+  vm->OnEvent([&](const vmm::Event& e) {
+    if (e.kind == vmm::Event::Kind::kDeviceDeleted) deleted.push_back(e.detail);
+  });
+  absl::Status status = Await(context_, vm->RemoveDisk("d"));
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_THAT(deleted, ElementsAre("other", "disk-d"));
+  EXPECT_THAT(Names(server),
+              ElementsAre("device_del", "query-fdsets", "blockdev-del", "remove-fd"));
+  EXPECT_EQ(server.commands().back().arguments, json({{"fdset-id", 9}}));
+}
+
+TEST_F(VmTest, RemovingWhatIsNotThere) {
+  FakeQmp server([](const Command& c) -> std::vector<json> {
+    if (c.name == "device_del") return {Error("DeviceNotFound", "no disk-d")};
+    if (c.name == "query-fdsets") return {Return(json::array())};
+    return {Error("GenericError", "no node")};
+  });
+  auto vm = Attach(server);
+  EXPECT_TRUE(absl::IsNotFound(Await(context_, vm->RemoveDisk("d"))));
+}
+
+TEST_F(VmTest, AGuestThatRefusesToLetGo) {
+  FakeQmp server([](const Command&) -> std::vector<json> {
+    return {Return(), {{"event", "DEVICE_UNPLUG_GUEST_ERROR"}, {"data", {{"device", "nic1"}}}}};
+  });
+  auto vm = Attach(server);
+  EXPECT_TRUE(absl::IsFailedPrecondition(Await(context_, vm->RemoveNic("nic1"))));
+}
+
+TEST_F(VmTest, AVmThatDiesMeanwhile) {
+  FakeQmp* pointer = nullptr;
+  FakeQmp server([&](const Command& c) -> std::vector<json> {
+    if (c.name == "device_del") {
+      pointer->Send("{\"return\": {}, \"id\": 2}\n");
+      pointer->Disconnect();
+    }
+    return {};
+  });
+  pointer = &server;
+  auto vm = Attach(server);
+  bool closed = false;
+  vm->OnEvent([&](const vmm::Event& e) { closed |= e.kind == vmm::Event::Kind::kClosed; });
+  EXPECT_TRUE(absl::IsUnavailable(Await(context_, vm->RemoveNic("nic1"))));
+  EXPECT_TRUE(closed);
+}
+
+TEST_F(VmTest, AddsANic) {
+  FakeQmp server([](const Command&) -> std::vector<json> { return {Return()}; });
+  auto vm = Attach(server);
+  absl::Status status = Await(
+      context_,
+      vm->AddNic({.id = "nic2", .mac = "02:00:00:00:00:02", .mtu = 9000, .tap_fd = disk_.get()}));
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_THAT(Names(server), ElementsAre("getfd", "netdev_add", "device_add"));
+  EXPECT_TRUE(server.commands()[1].with_fd);
+  EXPECT_EQ(server.commands()[3].arguments["bus"], "nicport2");
+  EXPECT_EQ(server.commands()[3].arguments["host_mtu"], 9000);
+}
+
+TEST_F(VmTest, PauseResumeQuit) {
+  FakeQmp server([](const Command&) -> std::vector<json> { return {Return()}; });
+  auto vm = Attach(server);
+  EXPECT_TRUE(Await(context_, vm->Pause()).ok());
+  EXPECT_TRUE(Await(context_, vm->Resume()).ok());
+  EXPECT_TRUE(Await(context_, vm->Quit()).ok());
+  EXPECT_THAT(Names(server), ElementsAre("stop", "cont", "quit"));
+  EXPECT_TRUE(absl::IsUnimplemented(Await(context_, vm->Resize(2, 1 << 30))));
+}
+
+TEST_F(VmTest, BadNames) {
+  FakeQmp server([](const Command&) -> std::vector<json> { return {Return()}; });
+  auto vm = Attach(server);
+  for (const char* serial : {"", "a b", "x,serial=y", "123456789012345678901"}) {
+    EXPECT_TRUE(absl::IsInvalidArgument(
+        Await(context_, vm->AddDisk({.serial = serial, .fd = disk_.get()}))));
+  }
+  EXPECT_TRUE(absl::IsInvalidArgument(Await(context_, vm->RemoveNic("eth0"))));
+}
+
+}  // namespace
+}  // namespace magnetar::vmm::qemu
