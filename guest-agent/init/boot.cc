@@ -26,7 +26,7 @@
 namespace magnetar::guest {
 namespace {
 
-constexpr char kNewRoot[] = "/newroot";
+constexpr char kNewRoot[] = "/sysroot";
 constexpr auto kRootTimeout = std::chrono::seconds(20);
 
 struct SystemMount {

@@ -85,13 +85,17 @@ absl::Status KernelContainerMounts::MountAll(const std::string& container_id,
 }
 
 absl::Status KernelContainerMounts::UnmountAll(const std::string& container_id) {
-  const absl::StatusOr<std::vector<std::string>> mounts =
-      MountsBelow(absl::StrCat(paths_.containers, "/", container_id));
-  if (!mounts.ok()) return mounts.status();
   absl::Status first;
-  for (const std::string& target : *mounts) {
-    const absl::Status status = Unmount(target);
-    if (first.ok()) first = status;
+  // Below the shared directory the kernel itself mounts what the host announces as
+  // another file system; while one is mounted, the host cannot let go of it.
+  for (const std::string& parent : {paths_.containers, paths_.shared}) {
+    const absl::StatusOr<std::vector<std::string>> mounts =
+        MountsBelow(absl::StrCat(parent, "/", container_id));
+    if (!mounts.ok()) return mounts.status();
+    for (const std::string& target : *mounts) {
+      const absl::Status status = Unmount(target);
+      if (first.ok()) first = status;
+    }
   }
   return first;
 }

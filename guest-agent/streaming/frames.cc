@@ -42,6 +42,12 @@ std::string Pack(const Message& message, absl::string_view name) {
 
 }  // namespace
 
+std::string StreamInitFrame(const std::string& id) {
+  containerd::services::streaming::v1::StreamInit message;
+  message.set_id(id);
+  return Pack(message, kInit);
+}
+
 absl::StatusOr<std::string> ParseStreamInit(const std::string& message) {
   auto init = Unpack<containerd::services::streaming::v1::StreamInit>(message, kInit);
   if (!init.ok()) return init.status();

@@ -14,6 +14,7 @@ namespace magnetar::guest {
 // A peer that grants more means the same.
 inline constexpr int64_t kMaxWindowBytes = 16 << 20;
 
+std::string StreamInitFrame(const std::string& id);
 // The stream's name in the first message.
 absl::StatusOr<std::string> ParseStreamInit(const std::string& message);
 // The answer to it: containerd waits for any Any.
