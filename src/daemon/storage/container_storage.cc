@@ -94,6 +94,7 @@ Co<absl::Status> AttachDisk(SandboxStorage* sandbox, std::string container_id, R
   });
   absl::StatusOr<UniqueFd> image = co_await std::move(open);
   if (!image.ok()) co_return Annotate(image.status(), kRootfs);
+  if (sandbox->vm == nullptr) co_return absl::UnavailableError("rootfs: the VM is gone");
 
   MAGNETAR_CO_RETURN_IF_ERROR(AddStep(*sandbox, step));
   vmm::DiskSpec disk;
