@@ -1,5 +1,6 @@
 #include "vmm/qemu/disk_file.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
 
 #include <cerrno>
@@ -16,6 +17,23 @@ absl::StatusOr<std::string> BlockDriverOf(int fd) {
   if (S_ISREG(st.st_mode)) return "file";
   if (S_ISBLK(st.st_mode)) return "host_device";
   return absl::InvalidArgumentError("a disk must be a regular file or a block device");
+}
+
+absl::StatusOr<UniqueFd> DescriptorFor(int fd, bool read_only) {
+  const int flags = ::fcntl(fd, F_GETFL);
+  if (flags < 0) return ErrnoStatus(errno, absl::StrCat("disk, descriptor ", fd));
+  const int access = flags & O_ACCMODE;
+  if (!read_only && access != O_RDWR) {
+    return absl::InvalidArgumentError("a writable disk needs a descriptor open for both");
+  }
+  UniqueFd copy;
+  if (read_only && access != O_RDONLY) {
+    copy.reset(::open(absl::StrCat("/proc/self/fd/", fd).c_str(), O_RDONLY | O_CLOEXEC));
+  } else {
+    copy.reset(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
+  }
+  if (!copy.ok()) return ErrnoStatus(errno, absl::StrCat("disk, descriptor ", fd));
+  return copy;
 }
 
 absl::StatusOr<std::string> DiskId(const std::string& serial) {

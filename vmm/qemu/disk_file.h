@@ -3,12 +3,18 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "magnetar/unique_fd.h"
 
 namespace magnetar::vmm::qemu {
 
 // The block driver for what a descriptor refers to: "file" or "host_device".
 // INVALID_ARGUMENT if it is neither a regular file nor a block device.
 absl::StatusOr<std::string> BlockDriverOf(int fd);
+
+// A copy of the descriptor with exactly the access that the disk is to have: QEMU
+// takes no other from a descriptor set. INVALID_ARGUMENT: a writable disk from a descriptor
+// that is not.
+absl::StatusOr<UniqueFd> DescriptorFor(int fd, bool read_only);
 
 // Names inside QEMU for a disk. INVALID_ARGUMENT if the serial is empty, longer than 20
 // bytes (SCSI's limit for what a guest sees), or holds what QEMU's ids may not.

@@ -107,7 +107,7 @@ class QemuVm : public Vm {
     if (!id.ok()) co_return id.status();
     auto driver = BlockDriverOf(disk.fd);
     if (!driver.ok()) co_return driver.status();
-    auto fd = Duplicate(disk.fd);
+    auto fd = DescriptorFor(disk.fd, disk.read_only);
     if (!fd.ok()) co_return fd.status();
 
     json request = {{"opaque", *id}};

@@ -1,3 +1,4 @@
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -76,6 +77,7 @@ TEST_P(KillTest, OneFate) {
     }
   }
   UniqueFd open_stream = Dial(kAgentPort);
+  ASSERT_EQ(::fcntl(open_stream.get(), F_SETFL, 0), 0);  // blocking
   const Victim& victim = GetParam();
   pid_t pid = victim.name == nullptr ? supervisor_.pid() : PidOf(victim.name);
   if (victim.child) {
