@@ -45,6 +45,12 @@ int MillisecondsUntil(Clock::time_point end) {
   return static_cast<int>(std::max<decltype(left)>(left, 0));
 }
 
+// A zombie has; its parent may take its time.
+bool HasEnded(const UniqueFd& pidfd) {
+  pollfd p = {.fd = pidfd.get(), .events = POLLIN, .revents = 0};
+  return ::poll(&p, 1, 0) == 1;
+}
+
 // Waits for all of them, or until `end`.
 void AwaitExits(const std::map<int, UniqueFd>& processes, Clock::time_point end) {
   for (const auto& [pid, pidfd] : processes) {
@@ -94,11 +100,11 @@ absl::Status KillProcesses(const std::vector<std::string>& directories,
     std::map<int, UniqueFd> processes;
     for (int pid : *pids) {
       UniqueFd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
-      if (pidfd.ok()) {
-        processes.emplace(pid, std::move(pidfd));
-      } else if (errno != ESRCH) {
+      if (!pidfd.ok()) {
+        if (errno == ESRCH) continue;
         return ErrnoStatus(errno, absl::StrCat("pidfd_open of ", pid));
       }
+      if (!HasEnded(pidfd)) processes.emplace(pid, std::move(pidfd));
     }
     // The pid may have been somebody else's by the time it was opened.
     auto still = ProcessesInAll(directories);

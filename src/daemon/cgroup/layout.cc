@@ -16,6 +16,7 @@ namespace magnetar::daemon {
 namespace {
 
 constexpr absl::string_view kDefaultParent = "magnetar";
+constexpr absl::string_view kDefaultSlice = "magnetar.slice";
 constexpr absl::string_view kSlice = ".slice";
 
 // mountinfo writes space, tab, newline and backslash as \ and three octal digits.
@@ -119,13 +120,23 @@ absl::StatusOr<std::string> ParentPath(absl::string_view cgroup_parent) {
   return std::string(trimmed);
 }
 
-absl::StatusOr<std::string> SandboxPath(absl::string_view cgroup_parent,
-                                        absl::string_view sandbox_id) {
+absl::StatusOr<SandboxPlace> PlaceSandbox(absl::string_view cgroup_parent,
+                                          absl::string_view sandbox_id, bool systemd) {
   const std::string id(sandbox_id);
   MAGNETAR_RETURN_IF_ERROR(ValidateId(id, "sandbox_id"));
+  const bool none = cgroup_parent.empty() || cgroup_parent == "/";
+  if (systemd && none) cgroup_parent = kDefaultSlice;
   auto parent = ParentPath(cgroup_parent);
   if (!parent.ok()) return parent.status();
-  return absl::StrCat(*parent, parent->empty() ? "" : "/", "magnetar-", id);
+  SandboxPlace place;
+  place.top = absl::StrCat(*parent, parent->empty() ? "" : "/", "magnetar-", id);
+  place.path = place.top;
+  if (!systemd || !absl::EndsWith(cgroup_parent, kSlice)) return place;
+  place.slice = parent->empty() ? "-.slice" : parent->substr(parent->rfind('/') + 1);
+  place.scope = absl::StrCat("magnetar-", id, ".scope");
+  absl::StrAppend(&place.top, ".scope");
+  place.path = absl::StrCat(place.top, "/vm");
+  return place;
 }
 
 }  // namespace magnetar::daemon

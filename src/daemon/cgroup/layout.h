@@ -30,8 +30,19 @@ absl::StatusOr<std::vector<Hierarchy>> ParseHierarchies(absl::string_view mounti
 // INVALID_ARGUMENT for "..", empty components and names that systemd would refuse.
 absl::StatusOr<std::string> ParentPath(absl::string_view cgroup_parent);
 
-// ParentPath and the sandbox's own component.
-absl::StatusOr<std::string> SandboxPath(absl::string_view cgroup_parent,
-                                        absl::string_view sandbox_id);
+// Where a sandbox's processes belong, below each hierarchy's mount point.
+struct SandboxPlace {
+  std::string path;   // of their cgroup
+  std::string top;    // what is the sandbox's alone: `path`, or the scope above it
+  std::string scope;  // unit that systemd must start first; empty: none
+  std::string slice;  // in which it starts it
+};
+
+// `<parent>/magnetar-<id>`. With systemd in charge, a slice (and an empty cgroup_parent, which
+// becomes magnetar.slice) is its, and nobody else may make cgroups there: then it is
+// `<slice>/magnetar-<id>.scope/vm`, in a scope that systemd delegates. Its own cgroup stays empty,
+// since v2 allows processes in leaves only.
+absl::StatusOr<SandboxPlace> PlaceSandbox(absl::string_view cgroup_parent,
+                                          absl::string_view sandbox_id, bool systemd);
 
 }  // namespace magnetar::daemon

@@ -74,11 +74,35 @@ TEST(ParentPathTest, RefusesWhatLeavesTheTree) {
   EXPECT_TRUE(absl::IsInvalidArgument(ParentPath(std::string(300, 'a')).status()));
 }
 
-TEST(SandboxPathTest, NamesTheSandbox) {
-  EXPECT_EQ(*SandboxPath("/kubepods/pod1", "abc"), "kubepods/pod1/magnetar-abc");
-  EXPECT_EQ(*SandboxPath("-.slice", "abc"), "magnetar-abc");
-  EXPECT_TRUE(absl::IsInvalidArgument(SandboxPath("/kubepods", "../x").status()));
-  EXPECT_TRUE(absl::IsInvalidArgument(SandboxPath("/kubepods", "").status()));
+TEST(PlaceSandboxTest, PlainCgroups) {
+  for (bool systemd : {false, true}) {
+    auto place = PlaceSandbox("/kubepods/pod1", "abc", systemd);
+    ASSERT_TRUE(place.ok()) << place.status();
+    EXPECT_EQ(place->path, "kubepods/pod1/magnetar-abc");
+    EXPECT_EQ(place->top, place->path);
+    EXPECT_EQ(place->scope, "");
+  }
+  EXPECT_EQ(PlaceSandbox("-.slice", "abc", false)->path, "magnetar-abc");
+  EXPECT_EQ(PlaceSandbox("", "abc", false)->path, "magnetar/magnetar-abc");
+}
+
+TEST(PlaceSandboxTest, ScopesInSystemdsSlices) {
+  auto place = PlaceSandbox("kubepods-pod1.slice", "abc", true);
+  ASSERT_TRUE(place.ok()) << place.status();
+  EXPECT_EQ(place->path, "kubepods.slice/kubepods-pod1.slice/magnetar-abc.scope/vm");
+  EXPECT_EQ(place->top, "kubepods.slice/kubepods-pod1.slice/magnetar-abc.scope");
+  EXPECT_EQ(place->scope, "magnetar-abc.scope");
+  EXPECT_EQ(place->slice, "kubepods-pod1.slice");
+  EXPECT_EQ(PlaceSandbox("/kubepods.slice/kubepods-pod1.slice", "abc", true)->slice,
+            "kubepods-pod1.slice");
+  EXPECT_EQ(PlaceSandbox("", "abc", true)->path, "magnetar.slice/magnetar-abc.scope/vm");
+  EXPECT_EQ(PlaceSandbox("-.slice", "abc", true)->top, "magnetar-abc.scope");
+  EXPECT_EQ(PlaceSandbox("-.slice", "abc", true)->slice, "-.slice");
+}
+
+TEST(PlaceSandboxTest, RefusesIdsThatAreNone) {
+  EXPECT_TRUE(absl::IsInvalidArgument(PlaceSandbox("/kubepods", "../x", false).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(PlaceSandbox("/kubepods", "", true).status()));
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <mutex>
@@ -11,10 +12,12 @@
 #include "magnetar/files.h"
 #include "magnetar/status.h"
 #include "src/daemon/cgroup/cgroup_tree.h"
+#include "src/daemon/cgroup/held_scopes.h"
 #include "src/daemon/cgroup/kill.h"
 #include "src/daemon/cgroup/layout.h"
 #include "src/daemon/cgroup/limits.h"
 #include "src/daemon/cgroup/metrics.h"
+#include "src/daemon/cgroup/systemd_scopes.h"
 
 namespace magnetar::daemon {
 namespace {
@@ -28,17 +31,20 @@ const std::vector<std::string>& Controllers() {
 
 class HostCgroups final : public CgroupManager {
  public:
-  HostCgroups(std::vector<Hierarchy> hierarchies, std::chrono::milliseconds kill_limit)
-      : hierarchies_(std::move(hierarchies)), kill_limit_(kill_limit) {}
+  HostCgroups(std::vector<Hierarchy> hierarchies, std::chrono::milliseconds kill_limit,
+              std::shared_ptr<SystemdScopes> scopes)
+      : hierarchies_(std::move(hierarchies)),
+        kill_limit_(kill_limit),
+        scopes_(scopes != nullptr ? std::make_unique<HeldScopes>(std::move(scopes)) : nullptr) {}
 
   absl::StatusOr<std::vector<UniqueFd>> Create(const std::string& cgroup_parent,
                                                const std::string& sandbox_id,
                                                const SandboxLimits& limits) override {
-    auto path = SandboxPath(cgroup_parent, sandbox_id);
-    if (!path.ok()) return path.status();
-    auto procs = CreateEverywhere(*path, limits);
+    auto place = Place(cgroup_parent, sandbox_id);
+    if (!place.ok()) return place.status();
+    auto procs = CreateEverywhere(*place, limits);
     if (!procs.ok()) {
-      absl::Status undone = RemoveEverywhere(*path);
+      absl::Status undone = RemoveEverywhere(*place);
       if (!undone.ok()) {
         return Annotate(procs.status(),
                         absl::StrCat("(and undoing failed: ", undone.message(), ")"));
@@ -49,24 +55,24 @@ class HostCgroups final : public CgroupManager {
 
   absl::Status Update(const std::string& cgroup_parent, const std::string& sandbox_id,
                       const SandboxLimits& limits) override {
-    auto path = SandboxPath(cgroup_parent, sandbox_id);
-    if (!path.ok()) return path.status();
-    MAGNETAR_RETURN_IF_ERROR(CheckExists(*path));
+    auto place = Place(cgroup_parent, sandbox_id);
+    if (!place.ok()) return place.status();
+    MAGNETAR_RETURN_IF_ERROR(CheckExists(place->path));
     for (const Hierarchy& hierarchy : hierarchies_) {
-      MAGNETAR_RETURN_IF_ERROR(WriteLimits(hierarchy, *path, limits, /*reset=*/true));
+      MAGNETAR_RETURN_IF_ERROR(WriteLimits(hierarchy, place->path, limits, /*reset=*/true));
     }
     return absl::OkStatus();
   }
 
   absl::StatusOr<io::containerd::cgroups::v2::Metrics> Metrics(
       const std::string& cgroup_parent, const std::string& sandbox_id) override {
-    auto path = SandboxPath(cgroup_parent, sandbox_id);
-    if (!path.ok()) return path.status();
-    MAGNETAR_RETURN_IF_ERROR(CheckExists(*path));
+    auto place = Place(cgroup_parent, sandbox_id);
+    if (!place.ok()) return place.status();
+    MAGNETAR_RETURN_IF_ERROR(CheckExists(place->path));
     const bool unified = IsUnified();
     io::containerd::cgroups::v2::Metrics metrics;
     for (const Hierarchy& hierarchy : hierarchies_) {
-      const std::string directory = absl::StrCat(hierarchy.path, "/", *path);
+      const std::string directory = absl::StrCat(hierarchy.path, "/", place->path);
       if (hierarchy.v2 && unified) ReadMetricsV2(directory, metrics);
       if (!hierarchy.v2) ReadMetricsV1(hierarchy, directory, metrics);
     }
@@ -74,13 +80,18 @@ class HostCgroups final : public CgroupManager {
   }
 
   absl::Status Remove(const std::string& cgroup_parent, const std::string& sandbox_id) override {
-    auto path = SandboxPath(cgroup_parent, sandbox_id);
+    auto place = Place(cgroup_parent, sandbox_id);
     // Create refuses such a path, so nothing of ours can be there.
-    if (!path.ok()) return absl::OkStatus();
-    return RemoveEverywhere(*path);
+    if (!place.ok()) return absl::OkStatus();
+    return RemoveEverywhere(*place);
   }
 
  private:
+  absl::StatusOr<SandboxPlace> Place(const std::string& cgroup_parent,
+                                     const std::string& sandbox_id) const {
+    return PlaceSandbox(cgroup_parent, sandbox_id, scopes_ != nullptr);
+  }
+
   // On a hybrid host v2's hierarchy is there for processes only.
   bool IsUnified() const { return hierarchies_.size() == 1 && hierarchies_[0].v2; }
 
@@ -91,29 +102,48 @@ class HostCgroups final : public CgroupManager {
     return ErrnoStatus(errno, absl::StrCat("cgroup ", directory));
   }
 
-  absl::StatusOr<std::vector<UniqueFd>> CreateEverywhere(const std::string& path,
+  absl::StatusOr<std::vector<UniqueFd>> CreateEverywhere(const SandboxPlace& place,
                                                          const SandboxLimits& limits) const {
+    if (!place.scope.empty()) MAGNETAR_RETURN_IF_ERROR(StartScope(place));
     std::vector<UniqueFd> procs;
     for (const Hierarchy& hierarchy : hierarchies_) {
-      std::vector<std::string> required;
-      if (IsUnified()) {
-        for (const LimitWrite& write : LimitWrites(hierarchy, limits, /*reset=*/false)) {
-          required.push_back(write.controller);
-        }
-      }
-      static const std::vector<std::string> kNone;
-      {
-        std::lock_guard<std::mutex> lock(tree_mutex_);
-        MAGNETAR_RETURN_IF_ERROR(
-            MakePath(hierarchy, path, IsUnified() ? Controllers() : kNone, required));
-      }
-      MAGNETAR_RETURN_IF_ERROR(WriteLimits(hierarchy, path, limits, /*reset=*/false));
-      const std::string file = absl::StrCat(hierarchy.path, "/", path, "/cgroup.procs");
+      MAGNETAR_RETURN_IF_ERROR(Make(hierarchy, place.path, limits));
+      MAGNETAR_RETURN_IF_ERROR(WriteLimits(hierarchy, place.path, limits, /*reset=*/false));
+      const std::string file = absl::StrCat(hierarchy.path, "/", place.path, "/cgroup.procs");
       UniqueFd fd(::open(file.c_str(), O_WRONLY | O_CLOEXEC));
       if (!fd.ok()) return ErrnoStatus(errno, absl::StrCat("open ", file));
       procs.push_back(std::move(fd));
     }
     return procs;
+  }
+
+  absl::Status Make(const Hierarchy& hierarchy, const std::string& path,
+                    const SandboxLimits& limits) const {
+    const std::vector<std::string> none;
+    std::vector<std::string> required;
+    if (IsUnified()) {
+      for (const LimitWrite& write : LimitWrites(hierarchy, limits, /*reset=*/false)) {
+        required.push_back(write.controller);
+      }
+    }
+    std::lock_guard<std::mutex> lock(tree_mutex_);
+    return MakePath(hierarchy, path, IsUnified() ? Controllers() : none, required);
+  }
+
+  // The scope's holder moves to where the VM will be: v2 enables controllers for the
+  // children of a cgroup only while that has no process itself.
+  absl::Status StartScope(const SandboxPlace& place) const {
+    auto holder = scopes_->Start(place.scope, place.slice);
+    if (!holder.ok()) return holder.status();
+    for (const Hierarchy& hierarchy : hierarchies_) {
+      {
+        std::lock_guard<std::mutex> lock(tree_mutex_);
+        MAGNETAR_RETURN_IF_ERROR(MakePath(hierarchy, place.path, {}, {}));
+      }
+      MAGNETAR_RETURN_IF_ERROR(WriteExisting(
+          absl::StrCat(hierarchy.path, "/", place.path, "/cgroup.procs"), absl::StrCat(*holder)));
+    }
+    return absl::OkStatus();
   }
 
   absl::Status WriteLimits(const Hierarchy& hierarchy, const std::string& path,
@@ -130,20 +160,24 @@ class HostCgroups final : public CgroupManager {
     return absl::OkStatus();
   }
 
-  absl::Status RemoveEverywhere(const std::string& path) const {
+  absl::Status RemoveEverywhere(const SandboxPlace& place) const {
     std::vector<std::string> directories;
     for (const Hierarchy& hierarchy : hierarchies_) {
-      directories.push_back(absl::StrCat(hierarchy.path, "/", path));
+      directories.push_back(absl::StrCat(hierarchy.path, "/", place.top));
     }
     MAGNETAR_RETURN_IF_ERROR(KillProcesses(directories, kill_limit_));
     absl::Status result;
+    if (!place.scope.empty()) result = scopes_->Stop(place.scope);
     std::lock_guard<std::mutex> lock(tree_mutex_);
-    for (const Hierarchy& hierarchy : hierarchies_) result.Update(RemovePath(hierarchy, path));
+    for (const Hierarchy& hierarchy : hierarchies_) {
+      result.Update(RemovePath(hierarchy, place.top));
+    }
     return result;
   }
 
   const std::vector<Hierarchy> hierarchies_;
   const std::chrono::milliseconds kill_limit_;
+  const std::unique_ptr<HeldScopes> scopes_;  // nullptr: no systemd
   // Sandboxes share parents: one must not be removed while a child of it is made.
   mutable std::mutex tree_mutex_;
 };
@@ -155,7 +189,12 @@ absl::StatusOr<std::unique_ptr<CgroupManager>> CreateCgroupManager(CgroupOptions
   if (!mountinfo.ok()) return mountinfo.status();
   auto hierarchies = ParseHierarchies(*mountinfo, options.mount_point);
   if (!hierarchies.ok()) return hierarchies.status();
-  return std::make_unique<HostCgroups>(*std::move(hierarchies), options.kill_limit);
+  // As sd_booted(3) looks.
+  const bool systemd = ::access(options.systemd_directory.c_str(), F_OK) == 0;
+  std::shared_ptr<SystemdScopes> scopes;
+  if (systemd) scopes = options.scopes != nullptr ? options.scopes : CreateSystemdScopes();
+  return std::make_unique<HostCgroups>(*std::move(hierarchies), options.kill_limit,
+                                       std::move(scopes));
 }
 
 }  // namespace magnetar::daemon

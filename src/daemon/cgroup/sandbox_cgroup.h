@@ -22,17 +22,23 @@ struct SandboxLimits {
   uint64_t pids = 0;
 };
 
+class SystemdScopes;
+
 // Where the host's cgroups are; tests use a fake tree.
 struct CgroupOptions {
   std::string mount_point = "/sys/fs/cgroup";
   std::string mountinfo = "/proc/self/mountinfo";
   // What Remove may spend on ending the processes that are left.
   std::chrono::milliseconds kill_limit = std::chrono::seconds(10);
+  // There if systemd runs; then its slices are asked for scopes (systemd_scopes.h).
+  std::string systemd_directory = "/run/systemd/system";
+  std::shared_ptr<SystemdScopes> scopes = nullptr;  // nullptr: systemd's own, over D-Bus
 };
 
 // The host's cgroups, v1, hybrid or v2: a child `magnetar-<id>` of the pod's
 // cgroup_parent in every hierarchy that is mounted (systemd form
-// "kubepods-pod1.slice" or cgroupfs form "/kubepods/pod1"; empty: "/magnetar").
+// "kubepods-pod1.slice" or cgroupfs form "/kubepods/pod1"; empty: "/magnetar"). Where systemd
+// runs, a slice's child is a scope `magnetar-<id>.scope` that systemd delegates.
 // Calls block and may overlap for different sandboxes.
 //
 // Errors: INVALID_ARGUMENT for an id or a cgroup_parent that is none; FAILED_PRECONDITION for a

@@ -2,10 +2,14 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <sys/xattr.h>
+
+#include <functional>
 
 #include "absl/strings/str_cat.h"
 #include "src/daemon/cgroup/fake_tree.h"
+#include "src/daemon/cgroup/systemd_scopes.h"
 
 namespace magnetar::daemon {
 namespace {
@@ -43,11 +47,15 @@ class SandboxCgroupTest : public FakeTree {
     Put(absl::StrCat("c/cpuset/", path, "/cpuset.mems"));
   }
 
+  std::shared_ptr<SystemdScopes> scopes_;
+
  private:
   std::unique_ptr<CgroupManager> Manager() {
     auto manager = CreateCgroupManager({.mount_point = Path("c"),
                                         .mountinfo = Path("mountinfo"),
-                                        .kill_limit = std::chrono::seconds(2)});
+                                        .kill_limit = std::chrono::seconds(2),
+                                        .systemd_directory = Path("systemd"),
+                                        .scopes = scopes_});
     EXPECT_TRUE(manager.ok()) << manager.status();
     return manager.ok() ? *std::move(manager) : nullptr;
   }
@@ -101,6 +109,77 @@ TEST_F(SandboxCgroupTest, UnifiedEnablesControllersForTheChildren) {
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(status.message()), HasSubstr("pids"));
   EXPECT_FALSE(Exists("c/kubepods.slice/kubepods-pod1.slice/magnetar-s2"));
+}
+
+// Makes what systemd and the kernel would make in the fake tree.
+class FakeScopes final : public SystemdScopes {
+ public:
+  explicit FakeScopes(std::function<absl::Status(const std::string&)> make)
+      : make_(std::move(make)) {}
+  absl::Status Start(const std::string& scope, const std::string& slice, pid_t pid) override {
+    log.push_back("start " + scope + " in " + slice);
+    holder = pid;
+    return make_(scope);
+  }
+  absl::Status Stop(const std::string& scope) override {
+    log.push_back("stop " + scope);
+    return absl::OkStatus();
+  }
+  std::vector<std::string> log;
+  pid_t holder = 0;
+
+ private:
+  std::function<absl::Status(const std::string&)> make_;
+};
+
+TEST_F(SandboxCgroupTest, ASliceOfSystemdGetsADelegatedScope) {
+  const std::string top = "c/kubepods.slice/kubepods-pod1.slice/magnetar-s1.scope";
+  auto scopes = std::make_shared<FakeScopes>([&](const std::string&) {
+    for (const char* above : {"c", "c/kubepods.slice", "c/kubepods.slice/kubepods-pod1.slice"}) {
+      Put(absl::StrCat(above, "/cgroup.controllers"), "cpu memory pids io\n");
+      Put(absl::StrCat(above, "/cgroup.subtree_control"), "cpu memory pids io\n");
+    }
+    Put(top + "/cgroup.controllers", "cpu memory pids io\n");
+    Put(top + "/cgroup.subtree_control");
+    Put(top + "/vm/cgroup.procs");
+    Put(top + "/vm/memory.max");
+    return absl::OkStatus();
+  });
+  scopes_ = scopes;
+  Put("systemd/here");
+  auto manager = Unified();
+  auto procs = manager->Create("kubepods-pod1.slice", "s1", {.memory_bytes = 4096});
+  ASSERT_TRUE(procs.ok()) << procs.status();
+  EXPECT_EQ(Get(top + "/vm/cgroup.procs"), absl::StrCat(scopes->holder));
+  EXPECT_EQ(Get(top + "/vm/memory.max"), "4096");
+  EXPECT_THAT(Get(top + "/cgroup.subtree_control"), HasSubstr("+"));
+  EXPECT_EQ(::kill(scopes->holder, 0), 0);
+  // In the fake tree the files would keep the directories.
+  for (const char* file : {"/cgroup.controllers", "/cgroup.subtree_control", "/vm/memory.max"}) {
+    std::filesystem::remove(Path(top + file));
+  }
+  absl::Status removed = manager->Remove("kubepods-pod1.slice", "s1");
+  EXPECT_FALSE(removed.ok()) << "cgroup.procs is a file of the fake";
+  EXPECT_EQ(::kill(scopes->holder, 0), -1) << "the holder is killed and reaped";
+  std::filesystem::remove(Path(top + "/vm/cgroup.procs"));
+  removed = manager->Remove("kubepods-pod1.slice", "s1");
+  EXPECT_TRUE(removed.ok()) << removed;
+  EXPECT_FALSE(Exists(top));
+  EXPECT_EQ(scopes->log[0], "start magnetar-s1.scope in kubepods-pod1.slice");
+  EXPECT_EQ(scopes->log[1], "stop magnetar-s1.scope");
+}
+
+TEST_F(SandboxCgroupTest, AScopeThatSystemdRefusesLeavesNothing) {
+  auto scopes = std::make_shared<FakeScopes>(
+      [](const std::string&) { return absl::UnavailableError("systemd says no"); });
+  scopes_ = scopes;
+  Put("systemd/here");
+  Put("c/cgroup.controllers");
+  auto manager = Unified();
+  absl::Status status = manager->Create("kubepods-pod1.slice", "s1", {}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+  EXPECT_EQ(::kill(scopes->holder, 0), -1);
+  EXPECT_FALSE(Exists("c/kubepods.slice"));
 }
 
 TEST_F(SandboxCgroupTest, RemoveTakesItsOwnParentsAndLeavesOthers) {
