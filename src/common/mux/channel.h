@@ -32,6 +32,10 @@ class Channel {
   void WaitWritable(Waiter waiter);
   Co<boost::system::error_code> Readable();
 
+  // A virtio-serial port that the host has not opened yet reads as ended and polls as hung up
+  // for ever. Completes when the host is there; at once for sockets.
+  Co<boost::system::error_code> WaitForPeer();
+
   // Ends the write direction of a socket.
   void ShutdownWrite();
   // Whether the peer has closed both directions.
@@ -41,6 +45,7 @@ class Channel {
 
  private:
   asio::posix::stream_descriptor descriptor_;
+  asio::posix::stream_descriptor changes_;
   bool is_socket_ = false;
 };
 

@@ -161,6 +161,10 @@ Co<absl::Status> Session::Run(std::shared_ptr<Session> self) {
   } guard{*self};
   absl::Status status = self->Start();
   if (!status.ok()) co_return status;
+  auto peer = self->channel_->WaitForPeer();
+  const boost::system::error_code error = co_await std::move(peer);
+  if (self->ended_.has_value()) co_return *self->ended_;
+  if (error) co_return absl::UnavailableError(absl::StrCat("channel: ", error.message()));
   self->Flush();
   auto reading = self->ReadLoop();
   status = co_await std::move(reading);
