@@ -87,6 +87,10 @@ constexpr struct {
     {5, 2},  // ptmx
 };
 
+// What the guest's crun takes (Debian 12's 1.8.1 refuses every version but 1.0.x, though it knows
+// what containerd writes under 1.1 and 1.2).
+constexpr char kGuestOciVersion[] = "1.0.2";
+
 absl::Status CheckHooks(Json& spec) {
   absl::StatusOr<Json*> hooks = FindObject(spec, "", "hooks");
   if (!hooks.ok()) return hooks.status();
@@ -289,6 +293,7 @@ absl::StatusOr<RewrittenSpec> RewriteSpec(const std::string& spec_json,
   if (!spec.ok()) return spec.status();
   RewrittenSpec result;
   MAGNETAR_RETURN_IF_ERROR(CheckHooks(*spec));
+  (*spec)["ociVersion"] = kGuestOciVersion;
   MAGNETAR_RETURN_IF_ERROR(DropFields(*spec, result.dropped));
   MAGNETAR_RETURN_IF_ERROR(RewriteRoot(*spec, request));
   MAGNETAR_RETURN_IF_ERROR(RewriteMounts(*spec, request, result.binds));
