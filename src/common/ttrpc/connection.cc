@@ -170,7 +170,7 @@ void Connection::StartWrite() {
     bytes += frame->body_.size();
     writing_.push_back(std::move(frame));
   }
-  asio::async_write(socket_, std::move(buffers),
+  asio::async_write(socket_, buffers,
                     [self = shared_from_this()](const boost::system::error_code& error, size_t) {
                       self->FinishWrite(error);
                     });
