@@ -14,9 +14,10 @@
 namespace magnetar::supervisor {
 
 ControlServer::ControlServer(asio::any_io_executor executor, UniqueFd listener,
-                             std::shared_ptr<const ttrpc::Services> services)
+                             std::shared_ptr<const ttrpc::Services> services, IdleTrim& trim)
     : executor_(executor),
       listener_(executor, listener.release()),
+      trim_(trim),
       services_(std::move(services)),
       closed_(executor) {}
 
@@ -35,6 +36,7 @@ Co<void> ControlServer::Run() {
     auto accept = Accept(listener_);
     absl::StatusOr<UniqueFd> socket = co_await std::move(accept);
     if (!socket.ok()) co_return;
+    trim_.Activity();
     asio::co_spawn(executor_, Serve(*std::move(socket)), asio::detached);
   }
 }

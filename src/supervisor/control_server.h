@@ -8,6 +8,7 @@
 #include "magnetar/event.h"
 #include "magnetar/ttrpc/ttrpc.h"
 #include "src/supervisor/async_fd.h"
+#include "src/supervisor/idle_trim.h"
 
 namespace magnetar::supervisor {
 
@@ -15,7 +16,7 @@ namespace magnetar::supervisor {
 class ControlServer {
  public:
   ControlServer(asio::any_io_executor executor, UniqueFd listener,
-                std::shared_ptr<const ttrpc::Services> services);
+                std::shared_ptr<const ttrpc::Services> services, IdleTrim& trim);
 
   // Until Drain.
   Co<void> Run();
@@ -30,6 +31,7 @@ class ControlServer {
 
   asio::any_io_executor executor_;
   AsyncFd listener_;
+  IdleTrim& trim_;
   std::shared_ptr<const ttrpc::Services> services_;
   // Copies of the sockets being served, for ending their input.
   std::vector<UniqueFd*> open_;

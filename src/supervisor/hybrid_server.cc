@@ -70,6 +70,7 @@ Co<void> ServeHybrid(AsyncFd& listener, GuestAccess access) {
     auto accept = Accept(listener);
     absl::StatusOr<UniqueFd> client = co_await std::move(accept);
     if (!client.ok()) co_return;
+    access.trim->Activity();
     asio::co_spawn(executor, HandleOne(*std::move(client), access, limit), asio::detached);
   }
 }

@@ -6,6 +6,7 @@
 #include "src/supervisor/async_fd.h"
 #include "src/supervisor/gate.h"
 #include "src/supervisor/guest_link.h"
+#include "src/supervisor/idle_trim.h"
 
 namespace magnetar::supervisor {
 
@@ -18,6 +19,7 @@ struct GuestAccess {
   std::shared_ptr<GuestLink> link;
   // Opens when the guest has knocked. Nobody is let through before.
   Gate* ready;
+  IdleTrim* trim;
 };
 
 // Serves `vm.vsock` in the hybrid protocol until the listener is closed: each

@@ -1,6 +1,5 @@
 #include "src/supervisor/start_process.h"
 
-#include <cap-ng.h>
 #include <fcntl.h>
 #include <grp.h>
 #include <linux/capability.h>
@@ -18,12 +17,14 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "magnetar/status.h"
 #include "src/supervisor/async_fd.h"
+#include "src/supervisor/capability_names.h"
 
 namespace magnetar::supervisor {
 namespace {
@@ -47,10 +48,11 @@ absl::StatusOr<Pipe> MakePipe() {
 absl::StatusOr<uint64_t> CapabilityMask(const v1::Process& spec) {
   uint64_t mask = 0;
   for (const std::string& name : spec.capabilities()) {
-    const int number =
-        name.rfind("CAP_", 0) == 0 ? ::capng_name_to_capability(name.c_str() + 4) : -1;
-    if (number < 0) return absl::InvalidArgumentError(absl::StrCat("no capability \"", name, "\""));
-    mask |= uint64_t{1} << number;
+    const std::optional<int> number = CapabilityNumber(name);
+    if (!number.has_value()) {
+      return absl::InvalidArgumentError(absl::StrCat("no capability \"", name, "\""));
+    }
+    mask |= uint64_t{1} << *number;
   }
   return mask;
 }

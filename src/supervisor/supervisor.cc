@@ -19,6 +19,7 @@
 #include "src/supervisor/forward_server.h"
 #include "src/supervisor/guest_link.h"
 #include "src/supervisor/hybrid_server.h"
+#include "src/supervisor/idle_trim.h"
 #include "src/supervisor/machine.h"
 #include "src/supervisor/service.h"
 
@@ -44,11 +45,12 @@ absl::Status PrepareProcess() {
   return absl::OkStatus();
 }
 
-Co<void> AwaitReady(GuestLink& link, Machine& machine) {
+Co<void> AwaitReady(GuestLink& link, Machine& machine, IdleTrim& trim) {
   auto ready = link.Ready();
   absl::Status status = co_await std::move(ready);
   if (status.ok()) {
     machine.SetReady();
+    trim.Activity();
   } else if (!machine.ended().is_open()) {
     machine.Log(absl::StrCat("the guest will not become ready: ", status.message()));
   }
@@ -71,10 +73,11 @@ absl::Status RunSupervisor(const v1::Launch& launch) {
   asio::io_context context(1);
   auto executor = context.get_executor();
   Machine machine(executor, launch);
+  IdleTrim trim(executor);
 
   UniqueFd control_fd(launch.control_listener_fd());
   MAGNETAR_RETURN_IF_ERROR(SetNonBlocking(control_fd.get()));
-  ControlServer control(executor, std::move(control_fd), MakeSupervisorService(machine));
+  ControlServer control(executor, std::move(control_fd), MakeSupervisorService(machine), trim);
 
   auto link = MakeGuestLink(executor, launch.transport(), [&machine](const std::string& line) {
     if (!machine.ended().is_open()) machine.Log(line);
@@ -84,7 +87,7 @@ absl::Status RunSupervisor(const v1::Launch& launch) {
   AsyncFd vsock_listener(executor);
   AsyncFd forward_listener(executor);
   if (*link != nullptr) {
-    const GuestAccess access{.link = *link, .ready = &machine.ready()};
+    const GuestAccess access{.link = *link, .ready = &machine.ready(), .trim = &trim};
     MAGNETAR_RETURN_IF_ERROR(SetNonBlocking(launch.vsock_listener_fd()));
     vsock_listener.assign(launch.vsock_listener_fd());
     asio::co_spawn(context, ServeHybrid(vsock_listener, access), asio::detached);
@@ -94,7 +97,7 @@ absl::Status RunSupervisor(const v1::Launch& launch) {
       asio::co_spawn(context, ServeForward(forward_listener, access, launch.forward_port()),
                      asio::detached);
     }
-    asio::co_spawn(context, AwaitReady(**link, machine), asio::detached);
+    asio::co_spawn(context, AwaitReady(**link, machine, trim), asio::detached);
   }
 
   asio::signal_set signals(context, SIGTERM, SIGINT);

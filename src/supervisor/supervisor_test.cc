@@ -336,6 +336,55 @@ TEST_F(SupervisorTest, AProgramThatIsMissingIsNamed) {
             "helper: exec /nonexistent/helper: No such file or directory");
 }
 
+// What the supervisor itself costs: not a limit that holds on any machine, but printed.
+TEST_F(SupervisorTest, MemoryAndThroughput) {
+  AddGuest("echo");
+  Start();
+  ASSERT_TRUE(WaitReady().ok());
+  const auto pss = [this] {
+    const std::string rollup =
+        ReadFile(absl::StrCat("/proc/", supervisor_.pid(), "/smaps_rollup")).value_or("");
+    const size_t at = rollup.find("\nPss:");
+    return at == std::string::npos ? -1 : std::atoi(rollup.c_str() + at + 5);
+  };
+  std::printf("PSS when ready: %d kB\n", pss());
+  for (int i = 0; i < 10; ++i) EXPECT_TRUE(Dial(7).ok());
+  auto state = Call<v1::StateResponse>("State", v1::StateRequest());
+  std::printf("PSS after a few calls: %d kB\n", pss());
+  auto stream = Dial(7);
+  ASSERT_TRUE(stream.ok()) << stream.status();
+  constexpr size_t kBytes = 256 << 20;
+  const auto start = std::chrono::steady_clock::now();
+  std::thread writer([&] {
+    const std::string chunk(64 << 10, 'x');
+    for (size_t sent = 0; sent < kBytes;) {
+      const ssize_t n = ::send(stream->get(), chunk.data(), chunk.size(), MSG_NOSIGNAL);
+      if (n <= 0) break;
+      sent += static_cast<size_t>(n);
+    }
+    ::shutdown(stream->get(), SHUT_WR);
+  });
+  const size_t received = [&] {
+    std::vector<char> buffer(256 << 10);
+    size_t sum = 0;
+    ssize_t n;
+    while ((n = ::recv(stream->get(), buffer.data(), buffer.size(), 0)) > 0) {
+      sum += static_cast<size_t>(n);
+    }
+    return sum;
+  }();
+  writer.join();
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+  EXPECT_EQ(received, kBytes);
+  std::printf("echo: %.0f MiB/s each way\n", 256 / took.count());
+  stream->reset();
+  std::printf("PSS after it: %d kB\n", pss());
+  if (std::getenv("MAGNETAR_SLOW_TESTS") != nullptr) {
+    std::this_thread::sleep_for(std::chrono::seconds(12));
+    std::printf("PSS when idle: %d kB\n", pss());
+  }
+}
+
 TEST_F(SupervisorTest, TheConsoleIsKept) {
   AddGuest("echo");
   Start();
