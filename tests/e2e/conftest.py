@@ -45,9 +45,14 @@ def pytest_runtest_makereport(item, call):
                 report.sections.append(("stack", f"logs are kept in {kept}\n{value.daemon.service.tail(25)}"))
 
 
-def _closing(stack):
+def _closing(stack, warm=False):
     try:
-        yield stack.start()
+        stack.start()
+        if warm:
+            # The connections between containerd and the daemon are made by their first use.
+            with stack.pod() as pod:
+                pod.shell()
+        yield stack
     finally:
         stack.close()
 
@@ -66,13 +71,13 @@ def unchanged(request, stack):
 @pytest.fixture(scope="session")
 def shared_stack():
     """One stack for all tests that kill nothing."""
-    yield from _closing(Stack())
+    yield from _closing(Stack(), warm=True)
 
 
 @pytest.fixture(scope="session")
 def newest_stack():
     """The same with the newest containerd."""
-    yield from _closing(Stack("containerd-2.4"))
+    yield from _closing(Stack("containerd-2.4"), warm=True)
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ def own_module_stack(request):
         stack.close()
 
 
-@pytest.mark.parametrize("how", ["kill", "error"])
+@pytest.mark.parametrize("how", ["kill", pytest.param("error", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("point", POINTS)
 def test_failpoint(own_module_stack, point, how):
     stack = own_module_stack

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.vm
 
 
 def ctl(stack, *args, check=True):
-    return subprocess.run([stack.daemon.program("magnetarctl"), "--config", stack.daemon.config, *args], check=check,
+    return subprocess.run([stack.daemon.program("magnetarctl"), "--run-dir", stack.daemon.state, *args], check=check,
                           capture_output=True, text=True)
 
 
