@@ -14,6 +14,7 @@
 #include <string>
 #include <utility>
 
+#include "magnetar/forward.h"
 #include "magnetar/status.h"
 #include "src/supervisor/connection_limit.h"
 #include "src/supervisor/relay.h"
@@ -27,12 +28,12 @@ void Reset(AsyncFd& socket) {
   ::setsockopt(socket.native_handle(), SOL_SOCKET, SO_LINGER, &now, sizeof(now));
 }
 
-// The agent's answer: one byte, 0 once it is connected to the port.
+// The agent's answer (magnetar/forward.h).
 Co<absl::Status> ReadVerdict(AsyncFd& guest) {
   while (true) {
-    uint8_t verdict = 1;
+    uint8_t verdict = kForwardRefused;
     const ssize_t n = ::recv(guest.native_handle(), &verdict, 1, 0);
-    if (n == 1 && verdict == 0) co_return absl::OkStatus();
+    if (n == 1 && verdict == kForwardConnected) co_return absl::OkStatus();
     if (n == 1) co_return absl::UnavailableError("nothing listens at the port in the guest");
     if (n == 0) co_return absl::UnavailableError("the guest closed the connection");
     if (errno == EINTR) continue;
