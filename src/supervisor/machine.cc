@@ -4,9 +4,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
+#include <boost/asio/signal_set.hpp>
 #include <cerrno>
 #include <chrono>
 #include <cstdio>
@@ -27,6 +29,9 @@ namespace {
 
 constexpr uint32_t kDefaultRingBytes = 64 << 10;
 constexpr uint32_t kMaxRingBytes = 4 << 20;
+
+// For helpers and what they left to end, once the VMM has.
+constexpr std::chrono::seconds kHelpersEnd{5};
 
 uint32_t RingBytes(const v1::Launch& launch) {
   if (launch.ring_bytes() == 0) return kDefaultRingBytes;
@@ -107,9 +112,20 @@ void Machine::Begin(Co<void> coroutine, int& counter) {
   });
 }
 
-Co<void> Machine::WaitForZero(const int& counter) {
-  while (counter > 0) {
+Co<void> Machine::WaitForVmm() {
+  const auto runs = [this] {
+    return std::any_of(processes_.begin(), processes_.end(),
+                       [](const Running& r) { return r.vmm && r.process.running(); });
+  };
+  while (runs()) {
     auto wait = finished_.Wait();
+    co_await std::move(wait);
+  }
+}
+
+Co<void> Machine::WaitForZero(const int& counter, Deadline deadline) {
+  while (counter > 0 && Event::Clock::now() < deadline) {
+    auto wait = finished_.WaitUntil(deadline);
     co_await std::move(wait);
   }
 }
@@ -168,10 +184,17 @@ Co<void> Machine::PumpOutput(std::string name, bool console, UniqueFd pipe) {
   lines.Flush();
 }
 
-void Machine::ReapDescendants() {
+Co<void> Machine::ReapDescendants(Deadline deadline) {
   // What our children left behind has become ours (PR_SET_CHILD_SUBREAPER).
   const std::string path = absl::StrCat("/proc/self/task/", ::getpid(), "/children");
-  while (true) {
+  asio::signal_set child_ended(executor_);
+  while (Event::Clock::now() < deadline) {
+    // Armed before looking, so that no end is missed.
+    boost::system::error_code ignored;
+    child_ended.add(SIGCHLD, ignored);
+    child_ended.async_wait([this](boost::system::error_code error, int) {
+      if (!error) finished_.NotifyAll();
+    });
     if (auto children = ReadFile(path); children.ok()) {
       for (const absl::string_view word : absl::StrSplit(*children, ' ', absl::SkipEmpty())) {
         pid_t pid = 0;
@@ -179,7 +202,13 @@ void Machine::ReapDescendants() {
         if (absl::SimpleAtoi(word, &pid)) ::kill(pid, SIGKILL);
       }
     }
-    if (::waitpid(-1, nullptr, 0) < 0 && errno == ECHILD) return;
+    pid_t reaped;
+    do {
+      reaped = ::waitpid(-1, nullptr, WNOHANG);
+    } while (reaped > 0);
+    if (reaped < 0) break;  // ECHILD
+    auto wait = finished_.WaitUntil(deadline);
+    co_await std::move(wait);
   }
 }
 
@@ -197,11 +226,16 @@ Co<void> Machine::Run() {
     if (!running.process.running()) continue;
     if (absl::Status s = running.process.Signal(SIGKILL); !s.ok()) Log(std::string(s.message()));
   }
-  auto watched = WaitForZero(watchers_);
+  auto vmm = WaitForVmm();
+  co_await std::move(vmm);
+  const Deadline deadline = Event::Clock::now() + kHelpersEnd;
+  auto watched = WaitForZero(watchers_, deadline);
   co_await std::move(watched);
-  ReapDescendants();
-  auto pumped = WaitForZero(pumps_);
+  auto reaped = ReapDescendants(deadline);
+  co_await std::move(reaped);
+  auto pumped = WaitForZero(pumps_, deadline);
   co_await std::move(pumped);
+  if (Event::Clock::now() >= deadline) Log("a helper does not end; the VM is recorded as ended");
 
   v1::ExitRecord record;
   record.set_status(vmm_status_);

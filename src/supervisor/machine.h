@@ -24,7 +24,8 @@ class Machine {
   Machine(const asio::any_io_executor& executor, const v1::Launch& launch);
 
   // Starts everything, waits for the first end or for Kill, ends and reaps the
-  // rest, descendants included, and writes exit.json. Once.
+  // rest, descendants included, and writes exit.json. Once. It waits for the VMM as
+  // long as that takes, for a helper stuck in the kernel not for ever.
   Co<void> Run();
 
   // Ends every process. `reason` is recorded unless something ended before.
@@ -58,8 +59,10 @@ class Machine {
   Co<void> Watch(size_t index);
   Co<void> PumpOutput(std::string name, bool console, UniqueFd pipe);
   void Begin(Co<void> coroutine, int& counter);
-  Co<void> WaitForZero(const int& counter);
-  void ReapDescendants();
+  using Deadline = Event::Clock::time_point;
+  Co<void> WaitForVmm();
+  Co<void> WaitForZero(const int& counter, Deadline deadline);
+  Co<void> ReapDescendants(Deadline deadline);
   void SetReason(std::string reason);
   std::string VmmName() const;
 
@@ -67,7 +70,7 @@ class Machine {
   const v1::Launch& launch_;
   Ring ring_;
   Gate ready_, ended_, ready_or_ended_, ending_;
-  Event finished_;  // a watcher or a pump has
+  Event finished_;  // a watcher, a pump or a child of somebody else's has
   int watchers_ = 0;
   int pumps_ = 0;
   std::vector<Running> processes_;

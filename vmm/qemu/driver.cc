@@ -46,6 +46,20 @@ absl::StatusOr<UniqueFd> Open(const std::string& path, int flags, const char* wh
   return absl::FailedPreconditionError(absl::StrCat(what, " ", path, ": ", ::strerror(errno)));
 }
 
+// A file that QEMU opens again through its descriptor, as `uid`, which its mode must allow.
+absl::StatusOr<UniqueFd> OpenFor(const MachineSpec& spec, const std::string& path,
+                                 const char* what) {
+  auto fd = Open(path, O_RDONLY, what);
+  struct stat st;
+  if (!fd.ok() || spec.uid == 0 || ::fstat(fd->get(), &st) != 0) return fd;
+  const bool readable = (st.st_mode & S_IROTH) != 0 ||
+                        ((st.st_mode & S_IRGRP) != 0 && st.st_gid == spec.gid) ||
+                        ((st.st_mode & S_IRUSR) != 0 && st.st_uid == spec.uid);
+  if (readable) return fd;
+  return absl::FailedPreconditionError(
+      absl::StrCat(what, " ", path, ": not readable for the VMM's user ", spec.uid));
+}
+
 absl::Status CheckProgram(const std::string& path, const char* what) {
   if (::access(path.c_str(), X_OK) == 0) return absl::OkStatus();
   return absl::FailedPreconditionError(absl::StrCat(what, " ", path, ": ", ::strerror(errno)));
@@ -151,10 +165,10 @@ class QemuDriver : public Driver {
     machine.memory_mib = (spec.memory_bytes + kMiB - 1) / kMiB;
     machine.extra_cmdline = spec.extra_cmdline;
 
-    auto kernel = Open(spec.kernel_path, O_RDONLY, "kernel");
+    auto kernel = OpenFor(spec, spec.kernel_path, "kernel");
     if (!kernel.ok()) return kernel.status();
     machine.kernel = FdPath(inherited.Add(*std::move(kernel)));
-    auto initrd = Open(spec.initrd_path, O_RDONLY, "initrd");
+    auto initrd = OpenFor(spec, spec.initrd_path, "initrd");
     if (!initrd.ok()) return initrd.status();
     machine.initrd = FdPath(inherited.Add(*std::move(initrd)));
     auto image = Open(spec.image_path, O_RDONLY, "root image");
