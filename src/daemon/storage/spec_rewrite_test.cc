@@ -88,6 +88,7 @@ TEST(SpecRewriteTest, WhatIsRewrittenAndWhatStays) {
   ASSERT_TRUE(out.status.ok()) << out.status;
   EXPECT_EQ(out.spec["root"]["path"], "/run/magnetar/shared/c1/rootfs");
   EXPECT_EQ(out.spec["root"]["readonly"], true);
+  EXPECT_EQ(out.spec["ociVersion"], "1.0.2");  // all that the guest's crun takes
   EXPECT_EQ(out.spec["process"], spec["process"]);
   EXPECT_EQ(out.spec["annotations"], spec["annotations"]);
   EXPECT_EQ(out.spec["linux"]["cgroupsPath"], "/pod/c1");
