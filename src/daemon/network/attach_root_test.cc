@@ -218,11 +218,11 @@ class AttachRootTest : public ::testing::Test {
         "ip -6 route add default via fd66::1");
   }
 
-  // Everything that Attach may change.
+  // Everything that Attach may change. The kernel's link-local addresses come in their own time.
   std::string State() {
     return pod_.Run(
         "ip -o link | sed 's/ state.*//'; tc qdisc; tc filter show dev lo ingress; "
-        "nft list ruleset; ip addr | grep inet | sort; ip route; ip -6 route");
+        "nft list ruleset; (ip addr | grep inet; ip route; ip -6 route) | grep -v fe80 | sort");
   }
 
   Netns pod_;
