@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <system_error>
 #include <thread>
 
 #include "absl/strings/match.h"
@@ -130,7 +131,7 @@ absl::Status MountOverlay(const std::vector<std::string>& options, int target) {
 
   // A working directory of its own needs a thread of its own.
   absl::Status status;
-  std::thread([&] {
+  const auto mount_from_directory = [&] {
     if (::unshare(CLONE_FS) != 0) {
       status = ErrnoStatus(errno, "unshare");
     } else if (::chdir(arguments->directory.c_str()) != 0) {
@@ -138,7 +139,12 @@ absl::Status MountOverlay(const std::vector<std::string>& options, int target) {
     } else {
       status = mount();
     }
-  }).join();
+  };
+  try {
+    std::thread(mount_from_directory).join();
+  } catch (const std::system_error& error) {
+    return absl::ResourceExhaustedError(absl::StrCat("start a thread: ", error.what()));
+  }
   return status;
 }
 
