@@ -42,7 +42,8 @@ TEST(PodRequestTest, TakesWhatCriSends) {
 }
 
 TEST(PodRequestTest, RefusesBadIds) {
-  for (const std::string id : {"", "..", "a/b", "-a", "a b", std::string(77, 'a')}) {
+  for (const std::string& id :
+       std::vector<std::string>{"", "..", "a/b", "-a", "a b", std::string(77, 'a')}) {
     auto request = Request({});
     request.set_sandbox_id(id);
     EXPECT_THAT(Error(request), HasSubstr("sandbox_id")) << id;
@@ -152,7 +153,7 @@ TEST(PodRequestTest, UpdatedResources) {
 TEST(StatusInfoTest, IsAlwaysJson) {
   runtime::v1::PodSandboxConfig pod;
   pod.mutable_metadata()->set_name("n");
-  (*pod.mutable_labels())["k"] = "v\xff\"\n";
+  (*pod.mutable_labels())["k"] = "v\"\n";
   Record record;
   record.id = "a";
   record.pod_config = pod.SerializeAsString();

@@ -166,7 +166,7 @@ class FakeDialer : public GuestDialer {
 
 class FakeVm : public vmm::Vm {
  public:
-  explicit FakeVm(FakeWorld* world) : world_(world) {}
+  FakeVm(FakeWorld* world, VmPtr vm) : world_(world), vm_(std::move(vm)) {}
   Co<absl::Status> AddDisk(vmm::DiskSpec) override { co_return absl::OkStatus(); }
   Co<absl::Status> RemoveDisk(std::string) override { co_return absl::OkStatus(); }
   Co<absl::Status> AddNic(vmm::NicSpec) override { co_return absl::OkStatus(); }
@@ -175,11 +175,16 @@ class FakeVm : public vmm::Vm {
   Co<absl::Status> Pause() override { co_return absl::OkStatus(); }
   Co<absl::Status> Resume() override { co_return absl::OkStatus(); }
   Co<absl::Status> Save(vmm::CloneSource) override { co_return absl::OkStatus(); }
-  Co<absl::Status> Quit() override { co_return world_->Note("vm.quit"); }
+  Co<absl::Status> Quit() override {
+    absl::Status status = world_->Note("vm.quit");
+    if (status.ok()) vm_->End(0, "qemu: exited with status 0");
+    co_return status;
+  }
   void OnEvent(std::function<void(const vmm::Event&)>) override {}
 
  private:
   FakeWorld* world_;
+  VmPtr vm_;
 };
 
 class FakeDriver : public vmm::Driver {
@@ -192,10 +197,10 @@ class FakeDriver : public vmm::Driver {
     if (!status.ok()) return status;
     return vmm::LaunchPlan();
   }
-  Co<absl::StatusOr<std::unique_ptr<vmm::Vm>>> Attach(std::string) const override {
+  Co<absl::StatusOr<std::unique_ptr<vmm::Vm>>> Attach(std::string directory) const override {
     absl::Status status = world_->Note("driver.attach");
     if (!status.ok()) co_return status;
-    co_return std::make_unique<FakeVm>(world_);
+    co_return std::make_unique<FakeVm>(world_, world_->vms_.at(directory));
   }
 
  private:
