@@ -203,7 +203,8 @@ Co<void> HostRequests::Reconcile(std::set<std::string> held) {
     Log(LogLevel::kInfo, "releasing a container that the guest no longer holds",
         {{"sandbox", storage_.sandbox_id}, {"container", id}});
     auto release = Release(id);
-    co_await std::move(release);
+    const absl::Status released = co_await std::move(release);
+    if (!released.ok()) continue;  // logged, and tried again when the guest connects again
   }
 }
 
