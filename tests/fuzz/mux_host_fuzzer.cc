@@ -20,7 +20,7 @@ Co<void> Connect(std::shared_ptr<magnetar::mux::Host> host,
   auto connect = host->Connect(1024);
   auto stream = co_await std::move(connect);
   if (stream.ok()) {
-    (void)!::write(stream->get(), "hello", 5);
+    (void)::send(stream->get(), "hello", 5, MSG_NOSIGNAL);
     streams->push_back(*std::move(stream));
   }
   --*pending;

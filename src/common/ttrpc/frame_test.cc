@@ -67,6 +67,19 @@ TEST(FrameTest, ResponsesNeverExceedTheFrame) {
   EXPECT_LT(error.size(), 70u << 10);
 }
 
+TEST(FrameTest, MessagesAreValidUtf8) {
+  EXPECT_EQ(ValidUtf8("plain", 100), "plain");
+  EXPECT_EQ(ValidUtf8("gr\xc3\xbc\xc3\x9f \xe2\x82\xac \xf0\x9f\x98\x80", 100),
+            "gr\xc3\xbc\xc3\x9f \xe2\x82\xac \xf0\x9f\x98\x80");
+  EXPECT_EQ(ValidUtf8("a\xff\xc3", 100), "a??");
+  EXPECT_EQ(ValidUtf8("\xc0\x80", 100), "??");            // overlong
+  EXPECT_EQ(ValidUtf8("\xe0\x80\x80", 100), "???");       // overlong
+  EXPECT_EQ(ValidUtf8("\xed\xa0\x80", 100), "???");       // surrogate
+  EXPECT_EQ(ValidUtf8("\xf4\x90\x80\x80", 100), "????");  // beyond U+10FFFF
+  EXPECT_EQ(ValidUtf8("\xe2\x82\xac\xe2\x82\xac", 5), "\xe2\x82\xac");
+  EXPECT_EQ(ValidUtf8(std::string("\0", 1), 5), std::string("\0", 1));
+}
+
 struct Parsed {
   std::vector<std::string> bodies;
   std::vector<bool> oversized;

@@ -1,5 +1,7 @@
 #include "src/common/ttrpc/wire.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "wire/ttrpc.pb.h"
 
@@ -9,14 +11,50 @@ namespace {
 // A status message is for people; one without end would only fill the frame.
 constexpr size_t kMaxStatusMessageBytes = 64 << 10;
 
+// Bytes of the well-formed character at the start of `text`; 0 if there is none. The ranges are
+// those of table 3-7 of the Unicode standard: no overlong forms, no surrogates, no more than
+// U+10FFFF.
+size_t CharacterBytes(std::string_view text) {
+  const auto at = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
+  const unsigned char lead = at(0);
+  if (lead < 0x80) return 1;
+  const size_t size = lead < 0xc2 ? 0 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : lead < 0xf5 ? 4 : 0;
+  if (size == 0 || text.size() < size) return 0;
+  const unsigned char low = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;
+  const unsigned char high = lead == 0xed ? 0x9f : lead == 0xf4 ? 0x8f : 0xbf;
+  if (at(1) < low || at(1) > high) return 0;
+  for (size_t i = 2; i < size; ++i) {
+    if ((at(i) & 0xc0) != 0x80) return 0;
+  }
+  return size;
+}
+
 std::string EncodeError(absl::StatusCode code, absl::string_view message) {
   Response response;
   response.mutable_status()->set_code(static_cast<int>(code));
-  response.mutable_status()->set_message(std::string(message.substr(0, kMaxStatusMessageBytes)));
+  response.mutable_status()->set_message(
+      ValidUtf8({message.data(), message.size()}, kMaxStatusMessageBytes));
   return response.SerializeAsString();
 }
 
 }  // namespace
+
+std::string ValidUtf8(std::string_view text, size_t max_bytes) {
+  std::string out;
+  out.reserve(std::min(text.size(), max_bytes));
+  while (!text.empty()) {
+    const size_t size = CharacterBytes(text);
+    const size_t taken = std::max<size_t>(size, 1);
+    if (out.size() + taken > max_bytes) break;
+    if (size == 0) {
+      out.push_back('?');
+    } else {
+      out.append(text.substr(0, size));
+    }
+    text.remove_prefix(taken);
+  }
+  return out;
+}
 
 std::string EncodeResponse(const absl::StatusOr<std::string>& result, size_t max_bytes) {
   if (!result.ok()) return EncodeError(result.status().code(), result.status().message());

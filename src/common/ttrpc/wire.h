@@ -1,6 +1,8 @@
 #pragma once
 
+#include <cstddef>
 #include <string>
+#include <string_view>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -8,6 +10,10 @@
 
 // Bodies of Request and Response frames.
 namespace magnetar::ttrpc {
+
+// `text` with '?' for each byte that is not part of well-formed UTF-8, and at most `max_bytes` of
+// it: Go refuses a whole Response over one bad byte in its message.
+std::string ValidUtf8(std::string_view text, size_t max_bytes);
 
 // A Response body, never longer than `max_bytes` (RESOURCE_EXHAUSTED instead).
 std::string EncodeResponse(const absl::StatusOr<std::string>& result, size_t max_bytes);
