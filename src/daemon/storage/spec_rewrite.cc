@@ -175,6 +175,9 @@ absl::Status RewriteNamespaces(Json& linux_section) {
                          "a container cannot share the host's, nor the guest agent's");
     }
   }
+  // containerd asks for one only where the host itself has cgroup v2. The guest
+  // always has: without it a container would see the pod's tree instead of its own.
+  if (seen.count("cgroup") == 0) (**namespaces).push_back({{"type", "cgroup"}});
   for (const char* mapping : {"uidMappings", "gidMappings"}) {
     if (HasContent(linux_section, mapping)) {
       return Unsupported(absl::StrCat("linux.", mapping), "user namespaces are not supported");

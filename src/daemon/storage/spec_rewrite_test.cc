@@ -110,6 +110,15 @@ TEST(SpecRewriteTest, NamespacesOfThePod) {
   EXPECT_EQ(out.spec["linux"]["namespaces"], expected);
 }
 
+TEST(SpecRewriteTest, CgroupNamespaceIsAddedWhereTheHostHasNone) {
+  Json spec = Spec();
+  Json& namespaces = spec["linux"]["namespaces"];
+  const Json cgroup = {{"type", "cgroup"}};
+  namespaces.erase(5);
+  const Outcome out = Rewrite(spec);
+  EXPECT_EQ(out.spec["linux"]["namespaces"].back(), cgroup);
+}
+
 TEST(SpecRewriteTest, NamespacesOfItsOwnStayNew) {
   Json spec = Spec();
   for (Json& ns : spec["linux"]["namespaces"]) ns.erase("path");
