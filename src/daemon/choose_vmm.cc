@@ -23,6 +23,7 @@ absl::StatusOr<ChosenVmm> ChooseVmm(const Config& config) {
   qemu.program = config.vm.qemu_path;
   qemu.virtiofsd = config.vm.virtiofsd_path;
   qemu.vhost_net = host.vhost_net;
+  qemu.tsc_khz = host.tsc_khz;
   if (config.vm.accel == "kvm" && !host.kvm.ok()) return Annotate(host.kvm, "vm.accel is kvm");
   const bool kvm = config.vm.accel != "tcg" && host.kvm.ok();
   if (!kvm && config.vm.accel == "auto") {
@@ -37,8 +38,7 @@ absl::StatusOr<ChosenVmm> ChooseVmm(const Config& config) {
   chosen.driver = vmm::qemu::MakeDriver(std::move(qemu));
   chosen.acceleration = kvm ? "kvm" : "tcg";
   const bool vsock = config.vm.transport != "mux" && host.vhost_vsock;
-  chosen.transport =
-      vsock ? vmm::TransportKind::kKernelVsock : vmm::TransportKind::kMux;
+  chosen.transport = vsock ? vmm::TransportKind::kKernelVsock : vmm::TransportKind::kMux;
   return chosen;
 }
 

@@ -14,6 +14,7 @@
 #include "magnetar/status.h"
 #include "magnetar/unique_fd.h"
 #include "vmm/probe/kvm.h"
+#include "vmm/probe/tsc.h"
 
 namespace magnetar::vmm {
 namespace {
@@ -92,6 +93,7 @@ absl::StatusOr<std::string> ParseQemuVersion(const std::string& output) {
 Host ProbeHost(const ProbeOptions& options) {
   Host host;
   host.kvm = CheckKvm(options.kvm);
+  host.tsc_khz = MeasureTscKhz();
   host.vhost_vsock = Opens(options.vhost_vsock);
   host.vhost_net = Opens(options.vhost_net);
   ProbeQemu(options, host);

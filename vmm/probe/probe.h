@@ -24,6 +24,8 @@ struct ProbeOptions {
 struct Host {
   // OK, or why not: guests really run under KVM.
   absl::Status kvm;
+  // Of the time stamp counter, which guests under TCG read; 0: none.
+  uint32_t tsc_khz = 0;
   bool vhost_vsock = false;
   bool vhost_net = false;
   absl::Status qemu;  // NOT_FOUND, or what running it said

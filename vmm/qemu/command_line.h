@@ -27,6 +27,7 @@ struct Machine {
   std::string program;
   std::string sandbox_id;
   Acceleration acceleration = Acceleration::kTcg;
+  uint32_t tsc_khz = 0;
   uint32_t vcpus = 1;
   uint64_t memory_mib = 256;
   std::string kernel;  // paths that the process can open

@@ -50,8 +50,10 @@ TEST(CommandLine, Golden) {
           "-kernel", "/proc/self/fd/10",                                //
           "-initrd", "/proc/self/fd/11",                                //
           "-append",
-          "console=ttyS0 quiet reboot=t panic=-1 tsc=reliable no_timer_check mitigations=off "
-          "nokaslr cryptomgr.notests random.trust_cpu=on rcupdate.rcu_expedited=1 8250.nr_uarts=1 "
+          "console=ttyS0 quiet reboot=t panic=-1 tsc=reliable no_timer_check "
+          "cryptomgr.notests random.trust_cpu=on rcupdate.rcu_expedited=1 8250.nr_uarts=1 "
+          "mitigations=off nokaslr rodata=off initcall_blacklist=tracer_init_tracefs,"
+          "init_kprobe_trace,slab_sysfs_init,crypto_kdf108_init,load_system_certificate_list "
           "magnetar.transport=mux magnetar.log=debug",
           "-chardev", "stdio,id=console,signal=off",              //
           "-serial", "chardev:console",                           //
@@ -78,6 +80,17 @@ TEST(CommandLine, Golden) {
           "-device",
           "virtio-net-pci,id=nic0,netdev=nic0-tap,bus=nicport0,mac=02:00:00:00:00:01,"
           "host_mtu=1400,romfile="));
+}
+
+TEST(CommandLine, OnlyEmulatedKernelsAreTrimmed) {
+  Machine m = Example();
+  m.acceleration = Acceleration::kTcg;
+  m.tsc_khz = 2596000;
+  EXPECT_THAT(KernelCommandLine(m), HasSubstr(" mitigations=off "));
+  EXPECT_THAT(KernelCommandLine(m), HasSubstr(" tsc_early_khz=2596000"));
+  m.acceleration = Acceleration::kKvm;
+  EXPECT_THAT(KernelCommandLine(m), Not(HasSubstr("mitigations")));
+  EXPECT_THAT(KernelCommandLine(m), Not(HasSubstr("tsc_early_khz")));
 }
 
 TEST(CommandLine, KvmAndVhost) {

@@ -161,6 +161,7 @@ class QemuDriver : public Driver {
     machine.program = config_.program;
     machine.sandbox_id = spec.sandbox_id;
     machine.acceleration = config_.acceleration;
+    machine.tsc_khz = config_.tsc_khz;
     machine.vcpus = spec.vcpus;
     machine.memory_mib = (spec.memory_bytes + kMiB - 1) / kMiB;
     machine.extra_cmdline = spec.extra_cmdline;

@@ -12,6 +12,7 @@ struct Config {
   // Empty: no file sharing.
   std::string virtiofsd = "/usr/lib/qemu/virtiofsd";
   Acceleration acceleration = Acceleration::kTcg;
+  uint32_t tsc_khz = 0;    // of the host, for guests under TCG; 0: they calibrate it themselves
   bool vhost_net = false;  // /dev/vhost-net works
 };
 
