@@ -6,7 +6,8 @@ export MAGNETAR_CACHE
 mkdir -p "$MAGNETAR_CACHE"
 
 # ccache then finds what another checkout of the same sources has compiled.
-export CCACHE_BASEDIR="$root" CCACHE_NOHASHDIR=1
+CCACHE_BASEDIR=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+export CCACHE_BASEDIR CCACHE_NOHASHDIR=1
 
 # note TEXT...: one line of progress, on stderr so that output stays for results.
 note() { echo "[$(date +%H:%M:%S)] $*" >&2; }
