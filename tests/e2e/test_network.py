@@ -35,8 +35,9 @@ def localhost_has_ipv6():
 
 
 def web_server(pod, content, *options, **extra):
-    container = pod.run("/bin/sh", "-c", f"mkdir -p /www; echo {content} > /www/index.html; echo up; "
-                        f"exec httpd -f -h /www {' '.join(options)}", **extra)
+    # httpd goes to the background once it listens: only then is it up.
+    container = pod.run("/bin/sh", "-c", f"mkdir -p /www; echo {content} > /www/index.html; "
+                        f"httpd -h /www {' '.join(options)}; echo up; exec sleep infinity", **extra)
     container.wait_log("up")
     return container
 
