@@ -97,14 +97,16 @@ Co<absl::Status> Machine::MakeHost(const runtime::v1::PodSandboxConfig& pod) {
   cgroup_procs_ = *std::move(procs);
   MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("start.cgroup"));
 
-  MAGNETAR_CO_RETURN_IF_ERROR(record_->AddStep(Step::kNetwork));
-  auto attach = RunBlocking(*env_->blocking, [env = env_, now, uid = *uid] {
-    return env->network->Attach(now.netns_path, uid);
-  });
-  absl::StatusOr<PodNetwork> network = co_await std::move(attach);
-  if (!network.ok()) co_return Annotate(network.status(), "attach the pod's network");
-  network_ = *std::move(network);
-  MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("start.network"));
+  if (!now.netns_path.empty()) {
+    MAGNETAR_CO_RETURN_IF_ERROR(record_->AddStep(Step::kNetwork));
+    auto attach = RunBlocking(*env_->blocking, [env = env_, now, uid = *uid] {
+      return env->network->Attach(now.netns_path, uid);
+    });
+    absl::StatusOr<PodNetwork> network = co_await std::move(attach);
+    if (!network.ok()) co_return Annotate(network.status(), "attach the pod's network");
+    network_ = *std::move(network);
+    MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("start.network"));
+  }
 
   MAGNETAR_CO_RETURN_IF_ERROR(record_->AddStep(Step::kShared));
   auto make = RunBlocking(*env_->blocking,

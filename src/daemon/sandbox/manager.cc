@@ -102,7 +102,8 @@ Co<absl::Status> SandboxManager::Create(PodRequest pod, std::string containerd_n
   record.cgroup_parent = pod.config.linux().cgroup_parent();
   record.created_at_ns = RealtimeNs();
   auto blocking = RunBlocking(*env_->blocking, [directory, record] {
-    absl::Status status = CheckNetns(record.netns_path);
+    absl::Status status;
+    if (!record.netns_path.empty()) status = CheckNetns(record.netns_path);
     if (status.ok()) status = MakeSandboxDirectory(directory, record);
     return status;
   });
@@ -132,6 +133,7 @@ std::shared_ptr<Sandbox> SandboxManager::Add(std::shared_ptr<RecordFile> record)
 }
 
 absl::StatusOr<std::shared_ptr<Sandbox>> SandboxManager::Find(const std::string& id) const {
+  MAGNETAR_RETURN_IF_ERROR(ValidateId(id, "sandbox_id"));
   const std::lock_guard lock(mutex_);
   const auto it = sandboxes_.find(id);
   if (it == sandboxes_.end() || it->second == nullptr) {

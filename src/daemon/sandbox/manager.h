@@ -22,7 +22,7 @@ class SandboxManager {
   // Writes the record; atomic. ALREADY_EXISTS for an id that is in use.
   Co<absl::Status> Create(PodRequest pod, std::string containerd_namespace);
 
-  // NOT_FOUND, with the id.
+  // NOT_FOUND, with the id; INVALID_ARGUMENT for one that cannot be.
   absl::StatusOr<std::shared_ptr<Sandbox>> Find(const std::string& id) const;
   std::vector<std::shared_ptr<Sandbox>> All() const;
 

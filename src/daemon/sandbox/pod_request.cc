@@ -114,8 +114,9 @@ absl::StatusOr<PodRequest> ParseCreate(
     return absl::InvalidArgumentError(
         absl::StrCat("sandbox_id: too long for the names of sockets below ", run_dir));
   }
-  if (!request.has_options()) return absl::InvalidArgumentError("options: is missing");
-  if (!absl::EndsWith(request.options().type_url(), "runtime.v1.PodSandboxConfig")) {
+  // Without options a plain VM: whoever is no CRI has none to give.
+  const bool has_options = request.has_options() && !request.options().type_url().empty();
+  if (has_options && !absl::EndsWith(request.options().type_url(), "runtime.v1.PodSandboxConfig")) {
     return absl::InvalidArgumentError(absl::StrCat("options: is a \"", request.options().type_url(),
                                                    "\", not a runtime.v1.PodSandboxConfig"));
   }
@@ -123,8 +124,10 @@ absl::StatusOr<PodRequest> ParseCreate(
     return absl::InvalidArgumentError("options: PodSandboxConfig does not parse");
   }
   MAGNETAR_RETURN_IF_ERROR(CheckConfig(pod.config));
-  if (request.netns_path().empty() || request.netns_path().front() != '/') {
-    return absl::InvalidArgumentError("netns_path: must be the absolute path of a netns");
+  // None: a pod without a network.
+  if (!request.netns_path().empty() && request.netns_path().front() != '/') {
+    return absl::InvalidArgumentError(
+        absl::StrCat("netns_path: ", request.netns_path(), " is not absolute"));
   }
   pod.netns_path = request.netns_path();
   const auto& extensions = request.sandbox().extensions();

@@ -67,7 +67,8 @@ std::string StatusInfoJson(const SandboxSnapshot& snapshot, const Record& record
   const bool ready = snapshot.state == SandboxState::kReady;
   json info = {{"pid", snapshot.pid},
                {"processStatus", ready ? "running" : "deleted"},
-               {"netNamespaceClosed", ::access(record.netns_path.c_str(), F_OK) != 0},
+               {"netNamespaceClosed",
+                !record.netns_path.empty() && ::access(record.netns_path.c_str(), F_OK) != 0},
                {"image", ""},
                {"snapshotKey", ""},
                {"snapshotter", ""},

@@ -106,7 +106,6 @@ absl::StatusOr<std::string> RealPath(const std::string& path) {
 }
 
 absl::Status CheckHostSource(int source, const struct stat& st, const std::string& run_directory) {
-  if (const char* why = WhatCannotBeShared(st)) return absl::FailedPreconditionError(why);
   struct stat root = {};
   if (::stat("/", &root) != 0) return ErrnoStatus(errno, "stat /");
   const absl::StatusOr<std::string> path = RealPath(source);
@@ -128,6 +127,9 @@ absl::Status BindHostPath(const HostBind& bind, const ShareTarget& target,
   struct stat st = {};
   absl::StatusOr<UniqueFd> source = OpenHostPath(bind.source, st);
   if (!source.ok()) return source.status();
+  if (const char* why = WhatCannotBeShared(st)) {
+    return absl::FailedPreconditionError(absl::StrCat(why, ": ", absl::CHexEscape(bind.source)));
+  }
   MAGNETAR_RETURN_IF_ERROR(CheckHostSource(source->get(), st, run_directory));
   const TreeOptions options = {
       .recursive = bind.recursive, .read_only = bind.read_only, .follow_host = bind.follow_host};
