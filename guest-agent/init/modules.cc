@@ -6,11 +6,15 @@
 
 #include <cerrno>
 #include <cstring>
+#include <mutex>
+#include <set>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "guest-agent/util/log.h"
 #include "magnetar/files.h"
+#include "magnetar/ids.h"
 #include "magnetar/unique_fd.h"
 
 namespace magnetar::guest {
@@ -33,6 +37,14 @@ void LoadModules(const std::string& list) {
         module.ok() && (::syscall(SYS_finit_module, module.get(), "", 0) == 0 || errno == EEXIST);
     if (!loaded) Log(LogLevel::kWarn, "module not loaded path=", path, " error=", strerror(errno));
   }
+}
+
+void LoadModulesFor(const std::string& name) {
+  static std::mutex mutex;
+  static std::set<std::string>& loaded = *new std::set<std::string>();
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (!ValidateId(name, "modules").ok() || !loaded.insert(name).second) return;
+  LoadModules(absl::StrCat("/etc/magnetar/modules.d/", name));
 }
 
 }  // namespace magnetar::guest

@@ -13,4 +13,8 @@ std::vector<std::string> ParseModuleList(const std::string& text);
 // an empty one.
 void LoadModules(const std::string& list);
 
+// Loads the list of `name` ("ext4", "scsi") that the root image keeps for what only
+// some containers need, once. No list: it is built in, or the mount will say so. Thread-safe.
+void LoadModulesFor(const std::string& name);
+
 }  // namespace magnetar::guest

@@ -12,6 +12,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "guest-agent/init/modules.h"
 #include "guest-agent/storage/disks.h"
 #include "guest-agent/storage/mount.h"
 #include "guest-agent/util/log.h"
@@ -59,6 +60,8 @@ absl::Status KernelContainerMounts::MountOne(const std::string& directory,
       return Mount(source, storage.target(), "", parsed.flags | MS_BIND | MS_REC, "");
     }
     case agent::v1::Storage::DISK: {
+      LoadModulesFor("scsi");
+      LoadModulesFor(storage.fstype());
       const absl::StatusOr<std::string> disk = WaitForDisk(storage.serial(), kDiskTimeout);
       if (!disk.ok()) return disk.status();
       return Mount(*disk, storage.target(), storage.fstype(), parsed.flags, parsed.data);

@@ -33,6 +33,8 @@ class InputStream : public std::enable_shared_from_this<InputStream> {
   // Closes the pipe as if the peer had ended the stream.
   void End();
 
+  // The peer has ended the stream: what it sent is all there will be.
+  bool ended() const { return ended_; }
   bool attached() const { return peer_ != nullptr; }
 
   // Serves one attachment until it is over. A new one takes over from the old.

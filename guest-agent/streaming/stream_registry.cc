@@ -16,7 +16,10 @@ absl::StatusOr<StreamRegistry::Entry*> StreamRegistry::Claim(const std::string& 
   }
   if (fresh && input) entry.input = std::make_shared<InputStream>(executor_);
   if (fresh && !input) entry.output = std::make_shared<OutputStream>(executor_);
-  if (!fresh) --unclaimed_;
+  if (!fresh) {
+    --unclaimed_;
+    std::erase(left_behind_, id);
+  }
   entry.claimed = true;
   return &entry;
 }
@@ -72,8 +75,23 @@ void StreamRegistry::Detached(const std::string& id, const Entry& served) {
   const bool attached = (entry.output != nullptr && entry.output->attached()) ||
                         (entry.input != nullptr && entry.input->attached());
   if (attached) return;
+  if (entry.input == nullptr || !entry.input->ended()) {
+    EraseUnclaimed(id);
+    return;
+  }
+  // All of stdin may come, and its connection go, before the task that it is for.
+  std::erase(left_behind_, id);
+  left_behind_.push_back(id);
+  if (left_behind_.size() > kMaxLeftBehind) {
+    const std::string oldest = left_behind_.front();
+    EraseUnclaimed(oldest);
+  }
+}
+
+void StreamRegistry::EraseUnclaimed(const std::string& id) {
+  std::erase(left_behind_, id);
+  streams_.erase(id);
   --unclaimed_;
-  streams_.erase(it);
 }
 
 Co<absl::Status> StreamRegistry::Serve(std::shared_ptr<ttrpc::Stream> peer) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <boost/asio/any_io_executor.hpp>
+#include <deque>
 #include <map>
 #include <memory>
 #include <string>
@@ -21,6 +22,8 @@ class StreamRegistry {
  public:
   // Streams opened by a peer and named by no task yet; more are refused.
   static constexpr size_t kMaxUnclaimed = 256;
+  // Of the inputs that were sent whole before a task named them, the last few are kept.
+  static constexpr size_t kMaxLeftBehind = 8;
 
   explicit StreamRegistry(const asio::any_io_executor& executor) : executor_(executor) {}
   StreamRegistry(const StreamRegistry&) = delete;
@@ -47,11 +50,14 @@ class StreamRegistry {
 
   absl::StatusOr<Entry> Attach(const std::string& id);
   absl::StatusOr<Entry*> Claim(const std::string& id, bool input);
+  void EraseUnclaimed(const std::string& id);
   void Detached(const std::string& id, const Entry& served);
 
   asio::any_io_executor executor_;
   std::map<std::string, Entry> streams_;
   size_t unclaimed_ = 0;
+  // Unclaimed ones without a peer, oldest first.
+  std::deque<std::string> left_behind_;
 };
 
 }  // namespace magnetar::guest

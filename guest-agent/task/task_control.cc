@@ -167,22 +167,25 @@ std::vector<std::shared_ptr<const Container>> TaskManager::List() const {
   return out;
 }
 
+void TaskManager::CheckOom(Container& container) {
+  const uint64_t kills =
+      ReadCgroupCounter(absl::StrCat(container.cgroup, "/memory.events"), "oom_kill");
+  if (kills <= container.oom_kills) return;
+  container.oom_kills = kills;
+  Log(LogLevel::kInfo, "out of memory container=", container.id);
+  agent::v1::GuestEvent event;
+  event.set_kind(agent::v1::GuestEvent::OOM);
+  event.set_container_id(container.id);
+  env_.host->Publish(std::move(event));
+}
+
 void TaskManager::WatchForOom(const ContainerPtr& container) {
   const std::string events = absl::StrCat(container->cgroup, "/memory.events");
   const std::weak_ptr<Container> weak = container;
-  auto check = [this, weak, events] {
+  const absl::StatusOr<int> watch = env_.cgroup_events->Add(events, [this, weak] {
     const ContainerPtr alive = weak.lock();
-    if (alive == nullptr) return;
-    const uint64_t kills = ReadCgroupCounter(events, "oom_kill");
-    if (kills <= alive->oom_kills) return;
-    alive->oom_kills = kills;
-    Log(LogLevel::kInfo, "out of memory container=", alive->id);
-    agent::v1::GuestEvent event;
-    event.set_kind(agent::v1::GuestEvent::OOM);
-    event.set_container_id(alive->id);
-    env_.host->Publish(std::move(event));
-  };
-  const absl::StatusOr<int> watch = env_.cgroup_events->Add(events, check);
+    if (alive != nullptr) CheckOom(*alive);
+  });
   if (watch.ok()) {
     container->oom_watch = *watch;
   } else {

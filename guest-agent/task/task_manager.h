@@ -115,6 +115,8 @@ class TaskManager {
   void ExecLeft(const ContainerPtr& container, const ProcessPtr& process);
   void DropLostExec(const ContainerPtr& container, const ProcessPtr& process);
   void WatchForOom(const ContainerPtr& container);
+  // Tells the host of kills that it does not know of.
+  void CheckOom(Container& container);
 
   asio::any_io_executor executor_;
   const TaskEnvironment env_;

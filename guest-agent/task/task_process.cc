@@ -150,6 +150,8 @@ Co<void> TaskManager::InitEnded(TaskManager* self, ContainerPtr container, Exit 
   if (!killed.ok()) Log(LogLevel::kError, "kill failed container=", container->id);
   // The container's end is the last one to be told.
   while (container->running_execs > 0) co_await container->changed.Wait();
+  // Whoever waits for the end looks for its reason next.
+  self->CheckOom(*container);
   self->ProcessEnded(*container->init, exit);
   Log(LogLevel::kDebug, "container ended container=", container->id, " status=", exit.status);
 }

@@ -86,6 +86,12 @@ TestVm::TestVm(const std::string& guest, std::string extra_command_line) {
        absl::StrCat("source=", shared_, ",cache=auto,xattr,announce_submounts,log_level=warn")},
       {listener.get()}, absl::StrCat(directory_, "/virtiofsd.log"));
 
+  const std::string disk = absl::StrCat(directory_, "/disk.ext4");
+  MakeBusyboxRoot(absl::StrCat(directory_, "/disk"));
+  const std::string make = absl::StrCat("truncate -s 32M ", disk, " && mke2fs -q -F -t ext4 -d ",
+                                        directory_, "/disk ", disk);
+  if (std::system(make.c_str()) != 0) Die("mke2fs");
+
   int pair[2];
   if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) Die("socketpair");
   UniqueFd far(pair[1]);
@@ -127,6 +133,10 @@ TestVm::TestVm(const std::string& guest, std::string extra_command_line) {
               "virtio-blk-pci,drive=root,serial=magnetar-root",
               "-device",
               "virtio-scsi-pci,id=scsi0",
+              "-drive",
+              absl::StrCat("file=", disk, ",format=raw,if=none,id=testdisk"),
+              "-device",
+              "scsi-hd,bus=scsi0.0,drive=testdisk,serial=testdisk",
               "-chardev",
               absl::StrCat("socket,id=mux,fd=", far.get()),
               "-device",
@@ -193,6 +203,7 @@ bool TestVm::WaitExit(std::chrono::seconds timeout) {
 UniqueFd TestVm::DialRaw(uint32_t port) {
   absl::StatusOr<UniqueFd> fd = Run(mux_->Connect(port));
   if (!fd.ok()) Die(absl::StrCat("dial ", port, ": ", fd.status().ToString()));
+  ::fcntl(fd->get(), F_SETFL, ::fcntl(fd->get(), F_GETFL) & ~O_NONBLOCK);
   return *std::move(fd);
 }
 

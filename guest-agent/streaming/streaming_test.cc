@@ -1,0 +1,327 @@
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <boost/asio/post.hpp>
+#include <chrono>
+#include <iostream>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "guest-agent/streaming/frames.h"
+#include "guest-agent/streaming/stream_id.h"
+#include "guest-agent/streaming/stream_registry.h"
+#include "guest-agent/testing/loop.h"
+
+namespace magnetar::guest {
+namespace {
+
+using testing::Frames;
+using testing::Loop;
+using testing::OpenStdio;
+using testing::ReadOutput;
+using testing::Wire;
+using Stream = std::shared_ptr<ttrpc::Stream>;
+
+struct Pipe {
+  Pipe() {
+    int fds[2];
+    if (::pipe2(fds, O_CLOEXEC) != 0) std::abort();
+    read.reset(fds[0]);
+    write.reset(fds[1]);
+  }
+  UniqueFd Nonblocking(UniqueFd fd) {
+    ::fcntl(fd.get(), F_SETFL, O_NONBLOCK);
+    return fd;
+  }
+  UniqueFd read, write;
+};
+
+class StreamingTest : public ::testing::Test {
+ protected:
+  StreamingTest() : registry_(loop_.executor()) {
+    auto services = std::make_shared<ttrpc::Services>();
+    services->AddStream("containerd.services.streaming.v1.Streaming", "Stream",
+                        [this](const ttrpc::CallContext&, Stream stream) {
+                          return registry_.Serve(std::move(stream));
+                        });
+    services_ = services;
+  }
+  std::unique_ptr<Wire> Connect() { return std::make_unique<Wire>(loop_, services_); }
+  absl::StatusOr<Stream> Open(Wire& wire, const std::string& id) {
+    return loop_.Run(OpenStdio(wire.client, id));
+  }
+
+  Loop loop_;
+  StreamRegistry registry_;
+  std::shared_ptr<const ttrpc::Services> services_;
+};
+
+TEST(StreamId, AcceptsWhatContainerdMakes) {
+  EXPECT_EQ(*ParseStreamId("abc-stdin"), StdioKind::kStdin);
+  EXPECT_EQ(*ParseStreamId(std::string(64, 'f') + "-stdout"), StdioKind::kStdout);
+  EXPECT_EQ(*ParseStreamId("a-stdout-stderr"), StdioKind::kStderr);
+  EXPECT_EQ(
+      *StreamIdOfUri("ttrpc+hvsock:///r/vm.vsock:1024?streaming_id=a-stdin", StdioKind::kStdin),
+      "a-stdin");
+  EXPECT_EQ(*StreamIdOfUri("", StdioKind::kStdout), "");
+}
+
+TEST(StreamId, RefusesTheRest) {
+  for (const char* id : {"", "-stdin", "a", "a-stdwhat", "../a-stdin", "?a-stdin", "a/b-stdin",
+                         "a -stdin", "a\n-stdout"}) {
+    EXPECT_FALSE(ParseStreamId(id).ok()) << id;
+  }
+  EXPECT_FALSE(ParseStreamId(std::string(100000, 'a') + "-stdin").ok());
+  for (const char* uri : {"?streaming_id=a-stdout", "/fifo", "file:///log", "x://y", "x://y?z=1",
+                          "x://y?streaming_id=", "x://y?streaming_id=a-stdin"}) {
+    EXPECT_EQ(StreamIdOfUri(uri, StdioKind::kStdout).status().code(),
+              absl::StatusCode::kInvalidArgument)
+        << uri;
+  }
+}
+
+TEST_F(StreamingTest, SendsWithinTheWindowAndThenTheEnd) {
+  auto wire = Connect();
+  const auto stream = Open(*wire, "c-stdout");
+  ASSERT_TRUE(stream.ok()) << stream.status();
+  const auto output = registry_.ClaimOutput("c-stdout");
+  ASSERT_TRUE(output.ok());
+  Pipe pipe;
+  ASSERT_EQ(::write(pipe.write.get(), "0123456789", 10), 10);
+  pipe.write.reset();
+  (*output)->SetSource(pipe.Nonblocking(std::move(pipe.read)));
+  const Frames frames = loop_.Run(ReadOutput(*stream, 4));
+  EXPECT_TRUE(frames.ended);
+  EXPECT_EQ(frames.data, "0123456789");
+  EXPECT_THAT(frames.sizes, ::testing::Each(::testing::Le(8U)));
+}
+
+TEST_F(StreamingTest, KeepsABoundedAmountForAReaderThatComesBack) {
+  const auto output = registry_.ClaimOutput("c-stdout");
+  ASSERT_TRUE(output.ok());
+  Pipe pipe;
+  const UniqueFd writer = pipe.Nonblocking(std::move(pipe.write));
+  (*output)->SetSource(pipe.Nonblocking(std::move(pipe.read)));
+  const std::string chunk(4096, 'x');
+  size_t taken = 0;
+  for (int idle = 0; idle < 3;) {
+    const ssize_t n = ::write(writer.get(), chunk.data(), chunk.size());
+    if (n > 0) {
+      taken += static_cast<size_t>(n);
+      idle = 0;
+    } else {
+      ++idle;
+    }
+    loop_.Settle(std::chrono::milliseconds(5));
+  }
+  // The buffer, and the pipe's own 64 KiB.
+  EXPECT_LE(taken, OutputStream::kBufferBytes + (64 << 10));
+  auto first = Connect();
+  const auto old = Open(*first, "c-stdout");
+  ASSERT_TRUE(old.ok());
+  const Frames some = loop_.Run(ReadOutput(*old, 1000, 1000));
+  EXPECT_EQ(some.data.size(), 1000U);
+  first->client->Close();
+  loop_.Settle();
+  auto second = Connect();
+  const auto again = Open(*second, "c-stdout");
+  ASSERT_TRUE(again.ok());
+  const Frames rest = loop_.Run(ReadOutput(*again, 65536, taken - 1000));
+  EXPECT_EQ(rest.data.size(), taken - 1000);
+}
+
+TEST_F(StreamingTest, ANewReaderReplacesTheOld) {
+  const auto output = registry_.ClaimOutput("c-stdout");
+  ASSERT_TRUE(output.ok());
+  auto first = Connect();
+  auto second = Connect();
+  const auto old = Open(*first, "c-stdout");
+  ASSERT_TRUE(old.ok());
+  const auto now = Open(*second, "c-stdout");
+  ASSERT_TRUE(now.ok());
+  auto receive = (*old)->Receive();
+  const auto told = loop_.Run(std::move(receive));
+  EXPECT_EQ(told.status().code(), absl::StatusCode::kCancelled);
+  Pipe pipe;
+  ASSERT_EQ(::write(pipe.write.get(), "new", 3), 3);
+  pipe.write.reset();
+  (*output)->SetSource(pipe.Nonblocking(std::move(pipe.read)));
+  EXPECT_EQ(loop_.Run(ReadOutput(*now, 65536)).data, "new");
+}
+
+TEST_F(StreamingTest, DropsALateWindowUpdate) {
+  auto wire = Connect();
+  const auto stream = Open(*wire, "c-stdout");
+  ASSERT_TRUE(stream.ok());
+  const auto output = registry_.ClaimOutput("c-stdout");
+  ASSERT_TRUE(output.ok());
+  (*output)->EndSource();
+  EXPECT_TRUE(loop_.Run(ReadOutput(*stream, 65536)).ended);
+  EXPECT_TRUE(loop_.Run((*stream)->Send(WindowUpdateFrame(65536))).ok());
+  EXPECT_TRUE(loop_.Run((*stream)->CloseSend()).ok());
+  loop_.Settle();
+  EXPECT_FALSE((*output)->attached());
+}
+
+TEST_F(StreamingTest, WritesStdinAndClosesItInOrder) {
+  auto wire = Connect();
+  const auto stream = Open(*wire, "c-stdin");
+  ASSERT_TRUE(stream.ok());
+  auto receive = (*stream)->Receive();
+  const auto grant = loop_.Run(std::move(receive));
+  ASSERT_TRUE(grant.ok());
+  EXPECT_EQ(*ParseWindowUpdate(**grant), 65536);
+  // Everything, the end included, is sent before there is a process.
+  ASSERT_TRUE(loop_.Run((*stream)->Send(DataFrame("hello "))).ok());
+  ASSERT_TRUE(loop_.Run((*stream)->Send(DataFrame("world"))).ok());
+  ASSERT_TRUE(loop_.Run((*stream)->CloseSend()).ok());
+  loop_.Settle();
+  Pipe pipe;
+  const auto input = registry_.ClaimInput("c-stdin");
+  ASSERT_TRUE(input.ok());
+  (*input)->SetSink(pipe.Nonblocking(std::move(pipe.write)), /*terminal=*/false);
+  loop_.Settle();
+  char buffer[64];
+  EXPECT_EQ(::read(pipe.read.get(), buffer, sizeof(buffer)), 11);
+  EXPECT_EQ(std::string(buffer, 11), "hello world");
+  EXPECT_EQ(::read(pipe.read.get(), buffer, sizeof(buffer)), 0);
+}
+
+TEST_F(StreamingTest, KeepsAFewInputsThatCameTooEarly) {
+  for (int i = 0; i < 12; ++i) {
+    auto wire = Connect();
+    const auto stream = Open(*wire, absl::StrCat("e", i, "-stdin"));
+    ASSERT_TRUE(stream.ok());
+    ASSERT_TRUE(loop_.Run((*stream)->Send(DataFrame("x"))).ok());
+    ASSERT_TRUE(loop_.Run((*stream)->CloseSend()).ok());
+    wire->client->Close();
+    loop_.Settle(std::chrono::milliseconds(5));
+  }
+  EXPECT_EQ(registry_.size(), StreamRegistry::kMaxLeftBehind);
+  EXPECT_TRUE((*registry_.ClaimInput("e11-stdin"))->ended());
+  EXPECT_FALSE((*registry_.ClaimInput("e0-stdin"))->ended());
+}
+
+TEST_F(StreamingTest, RefusesMoreStdinThanWasGranted) {
+  auto wire = Connect();
+  const auto stream = Open(*wire, "c-stdin");
+  ASSERT_TRUE(stream.ok());
+  for (int i = 0; i < 3; ++i) {
+    const absl::Status sent = loop_.Run((*stream)->Send(DataFrame(std::string(32768, 'x'))));
+    static_cast<void>(sent);
+  }
+  absl::StatusOr<std::optional<std::string>> message;
+  do {
+    message = loop_.Run((*stream)->Receive());
+  } while (message.ok() && message->has_value());
+  EXPECT_EQ(message.status().code(), absl::StatusCode::kResourceExhausted);
+}
+
+TEST_F(StreamingTest, TakesAndDropsStdinOfAnEndedProcess) {
+  const auto input = registry_.ClaimInput("c-stdin");
+  ASSERT_TRUE(input.ok());
+  (*input)->CloseSink();
+  auto wire = Connect();
+  const auto stream = Open(*wire, "c-stdin");
+  ASSERT_TRUE(stream.ok());
+  int64_t window = 0;
+  for (int i = 0; i < 20; ++i) {
+    while (window < 32768) {
+      const auto grant = loop_.Run((*stream)->Receive());
+      ASSERT_TRUE(grant.ok() && grant->has_value());
+      window += *ParseWindowUpdate(**grant);
+    }
+    ASSERT_TRUE(loop_.Run((*stream)->Send(DataFrame(std::string(32768, 'x')))).ok());
+    window -= 32768;
+  }
+}
+
+TEST_F(StreamingTest, BoundsAndForgetsStreamsThatNobodyNames) {
+  std::vector<std::unique_ptr<Wire>> wires;
+  for (size_t i = 0; i < StreamRegistry::kMaxUnclaimed; ++i) {
+    wires.push_back(Connect());
+    ASSERT_TRUE(Open(*wires.back(), absl::StrCat("u", i, "-stdout")).ok());
+  }
+  auto more = Connect();
+  EXPECT_EQ(Open(*more, "more-stdout").status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(registry_.size(), StreamRegistry::kMaxUnclaimed);
+  for (auto& wire : wires) wire->client->Close();
+  loop_.Settle();
+  EXPECT_EQ(registry_.size(), 0U);
+}
+
+TEST_F(StreamingTest, RefusesStrangeNamesAndFrames) {
+  auto wire = Connect();
+  EXPECT_EQ(Open(*wire, "?streaming_id=x").status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Open(*wire, "../x-stdout").status().code(), absl::StatusCode::kInvalidArgument);
+  auto open = wire->client->OpenStream("containerd.services.streaming.v1.Streaming", "Stream");
+  const auto stream = loop_.Run(std::move(open));
+  ASSERT_TRUE(stream.ok());
+  ASSERT_TRUE(loop_.Run((*stream)->Send("\xff\xff garbage")).ok());
+  EXPECT_EQ(loop_.Run((*stream)->Receive()).status().code(), absl::StatusCode::kInvalidArgument);
+  const auto named = Open(*wire, "x-stdout");
+  ASSERT_TRUE(named.ok());
+  ASSERT_TRUE(loop_.Run((*named)->Send(WindowUpdateFrame(-5))).ok());
+  EXPECT_EQ(loop_.Run((*named)->Receive()).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(registry_.size(), 0U);
+}
+
+TEST_F(StreamingTest, ClaimsOnce) {
+  EXPECT_TRUE(registry_.ClaimOutput("c-stdout").ok());
+  EXPECT_EQ(registry_.ClaimOutput("c-stdout").status().code(), absl::StatusCode::kAlreadyExists);
+  registry_.Forget("c-stdout");
+  EXPECT_TRUE(registry_.ClaimOutput("c-stdout").ok());
+}
+
+TEST_F(StreamingTest, CoalescesManySmallWrites) {
+  auto wire = Connect();
+  const auto stream = Open(*wire, "c-stdout");
+  ASSERT_TRUE(stream.ok());
+  const auto output = registry_.ClaimOutput("c-stdout");
+  ASSERT_TRUE(output.ok());
+  Pipe pipe;
+  (*output)->SetSource(pipe.Nonblocking(std::move(pipe.read)));
+  std::string expected;
+  std::thread writer([&] {
+    for (int i = 0; i < 20000; ++i) {
+      const std::string line = absl::StrCat("line ", i, "\n");
+      expected += line;
+      if (::write(pipe.write.get(), line.data(), line.size()) < 0) std::abort();
+    }
+    pipe.write.reset();
+  });
+  const Frames frames = loop_.Run(ReadOutput(*stream, 65536));
+  writer.join();
+  EXPECT_TRUE(frames.data == expected);
+  EXPECT_LT(frames.sizes.size(), 2000U);
+  EXPECT_THAT(frames.sizes, ::testing::Each(::testing::Le(size_t{32768})));
+}
+
+TEST_F(StreamingTest, CarriesMuchQuickly) {
+  auto wire = Connect();
+  const auto stream = Open(*wire, "c-stdout");
+  ASSERT_TRUE(stream.ok());
+  const auto output = registry_.ClaimOutput("c-stdout");
+  ASSERT_TRUE(output.ok());
+  Pipe pipe;
+  (*output)->SetSource(pipe.Nonblocking(std::move(pipe.read)));
+  constexpr size_t kBytes = 32 << 20;
+  std::thread writer([&] {
+    const std::string block(65536, 'y');
+    for (size_t sent = 0; sent < kBytes; sent += block.size()) {
+      if (::write(pipe.write.get(), block.data(), block.size()) < 0) std::abort();
+    }
+    pipe.write.reset();
+  });
+  const auto began = std::chrono::steady_clock::now();
+  const Frames frames = loop_.Run(ReadOutput(*stream, 65536));
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
+  writer.join();
+  EXPECT_EQ(frames.data.size(), kBytes);
+  std::cerr << static_cast<double>(kBytes) / took.count() / (1 << 20) << " MiB/s" << std::endl;
+}
+
+}  // namespace
+}  // namespace magnetar::guest

@@ -1,0 +1,130 @@
+#pragma once
+
+#include <sys/socket.h>
+
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "guest-agent/streaming/frames.h"
+#include "magnetar/co.h"
+#include "magnetar/ttrpc/ttrpc.h"
+#include "magnetar/unique_fd.h"
+
+namespace magnetar::guest::testing {
+
+// An event loop on the test's own thread.
+class Loop {
+ public:
+  asio::io_context context{1};
+  asio::any_io_executor executor() { return context.get_executor(); }
+
+  // Runs until the coroutine is done; fails the test by an exception after 20 s.
+  template <typename T>
+  T Run(Co<T> work) {
+    std::optional<T> result;
+    std::exception_ptr thrown;
+    asio::co_spawn(context, std::move(work), [&](std::exception_ptr error, T value) {
+      thrown = error;
+      if (!error) result = std::move(value);
+    });
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (!result.has_value() && !thrown) {
+      context.restart();
+      if (context.run_one_until(deadline) == 0 && std::chrono::steady_clock::now() >= deadline) {
+        throw std::runtime_error("the loop stands still");
+      }
+    }
+    if (thrown) std::rethrow_exception(thrown);
+    return std::move(*result);
+  }
+  void Run(Co<void> work) {
+    auto body = [](Co<void> w) -> Co<bool> {
+      co_await std::move(w);
+      co_return true;
+    };
+    Run(body(std::move(work)));
+  }
+  // Lets everything that is ready happen.
+  void Settle(std::chrono::milliseconds time = std::chrono::milliseconds(50)) {
+    context.restart();
+    context.run_for(time);
+  }
+};
+
+// A connected pair: a ttrpc client here, `services` served at the other end.
+class Wire {
+ public:
+  Wire(Loop& loop, std::shared_ptr<const ttrpc::Services> services) {
+    int pair[2];
+    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) std::abort();
+    asio::co_spawn(loop.context, ttrpc::ServeConnection(UniqueFd(pair[1]), std::move(services)),
+                   asio::detached);
+    client = ttrpc::Client::Create(loop.executor(), UniqueFd(pair[0]));
+  }
+  std::shared_ptr<ttrpc::Client> client;
+};
+
+// containerd's end of a stdio stream.
+inline Co<absl::StatusOr<std::shared_ptr<ttrpc::Stream>>> OpenStdio(
+    std::shared_ptr<ttrpc::Client> client, std::string id) {
+  auto open = client->OpenStream("containerd.services.streaming.v1.Streaming", "Stream");
+  absl::StatusOr<std::shared_ptr<ttrpc::Stream>> stream = co_await std::move(open);
+  if (!stream.ok()) co_return stream.status();
+  auto init = (*stream)->Send(StreamInitFrame(id));
+  const absl::Status sent = co_await std::move(init);
+  if (!sent.ok()) co_return sent;
+  auto receive = (*stream)->Receive();
+  const auto accepted = co_await std::move(receive);
+  if (!accepted.ok()) co_return accepted.status();
+  if (!accepted->has_value()) co_return absl::OutOfRangeError("ended");
+  co_return *stream;
+}
+
+struct Frames {
+  std::string data;
+  std::vector<size_t> sizes;
+  bool ended = false;
+  absl::Status status;
+};
+
+// Reads an output to its end, or until `at_least` bytes are there; grants `grant` once, then as
+// consumed.
+inline Co<Frames> ReadOutput(std::shared_ptr<ttrpc::Stream> stream, int64_t grant,
+                             size_t at_least = std::string::npos) {
+  Frames out;
+  int64_t window = 0;
+  while (out.data.size() < at_least) {
+    if (window < grant) {
+      auto send = stream->Send(WindowUpdateFrame(static_cast<int32_t>(grant)));
+      const absl::Status sent = co_await std::move(send);
+      static_cast<void>(sent);
+      window += grant;
+    }
+    auto receive = stream->Receive();
+    absl::StatusOr<std::optional<std::string>> message = co_await std::move(receive);
+    out.status = message.status();
+    if (!message.ok()) break;
+    if (!message->has_value()) {
+      out.ended = true;
+      break;
+    }
+    const absl::StatusOr<std::string> data = ParseData(**message);
+    out.status = data.status();
+    if (!data.ok()) break;
+    window -= static_cast<int64_t>(data->size());
+    out.sizes.push_back(data->size());
+    out.data += *data;
+  }
+  co_return out;
+}
+
+}  // namespace magnetar::guest::testing
