@@ -62,7 +62,7 @@ absl::StatusOr<std::string> ReadConsole(const std::string& sandbox_directory) {
       absl::DeadlineExceededError("the supervisor does not answer");
   auto body = Ask(*std::move(socket));
   asio::co_spawn(context, std::move(body),
-                 [&](std::exception_ptr error, absl::StatusOr<std::string> answer) {
+                 [&](const std::exception_ptr& error, absl::StatusOr<std::string> answer) {
                    if (error == nullptr) result = std::move(answer);
                    context.stop();
                  });

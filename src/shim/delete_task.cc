@@ -116,12 +116,12 @@ absl::StatusOr<task::DeleteResponse> AskGuestBlocking(const std::string& socket_
   absl::StatusOr<task::DeleteResponse> result =
       absl::DeadlineExceededError("the guest does not answer");
   auto body = AskGuest(socket_path, id, Clock::now() + limit);
-  asio::co_spawn(
-      context, std::move(body),
-      [&result, &context](std::exception_ptr error, absl::StatusOr<task::DeleteResponse> response) {
-        if (error == nullptr) result = std::move(response);
-        context.stop();
-      });
+  asio::co_spawn(context, std::move(body),
+                 [&result, &context](const std::exception_ptr& error,
+                                     absl::StatusOr<task::DeleteResponse> response) {
+                   if (error == nullptr) result = std::move(response);
+                   context.stop();
+                 });
   context.run_for(limit);
   return result;
 }

@@ -162,6 +162,7 @@ class HostCgroups final : public CgroupManager {
 
   absl::Status RemoveEverywhere(const SandboxPlace& place) const {
     std::vector<std::string> directories;
+    directories.reserve(hierarchies_.size());
     for (const Hierarchy& hierarchy : hierarchies_) {
       directories.push_back(absl::StrCat(hierarchy.path, "/", place.top));
     }
@@ -184,7 +185,7 @@ class HostCgroups final : public CgroupManager {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<CgroupManager>> CreateCgroupManager(CgroupOptions options) {
+absl::StatusOr<std::unique_ptr<CgroupManager>> CreateCgroupManager(const CgroupOptions& options) {
   auto mountinfo = ReadFile(options.mountinfo, 16 << 20);
   if (!mountinfo.ok()) return mountinfo.status();
   auto hierarchies = ParseHierarchies(*mountinfo, options.mount_point);

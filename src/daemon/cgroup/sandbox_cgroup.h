@@ -63,6 +63,7 @@ class CgroupManager {
 };
 
 // Reads the layout once. FAILED_PRECONDITION if there are no cgroups.
-absl::StatusOr<std::unique_ptr<CgroupManager>> CreateCgroupManager(CgroupOptions options = {});
+absl::StatusOr<std::unique_ptr<CgroupManager>> CreateCgroupManager(
+    const CgroupOptions& options = {});
 
 }  // namespace magnetar::daemon

@@ -1,7 +1,6 @@
 #include "src/daemon/network/forward.h"
 
 #include <netinet/in.h>
-#include <nftables/libnftables.h>
 #include <sys/socket.h>
 
 #include <cerrno>
@@ -13,6 +12,12 @@
 #include "absl/strings/substitute.h"
 #include "magnetar/status.h"
 #include "src/daemon/network/netlink.h"
+
+// The header defines this itself, with another value.
+#pragma push_macro("_GNU_SOURCE")
+#undef _GNU_SOURCE
+#include <nftables/libnftables.h>
+#pragma pop_macro("_GNU_SOURCE")
 
 namespace magnetar::daemon {
 namespace {
