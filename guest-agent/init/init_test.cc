@@ -48,6 +48,8 @@ class ReaperTest : public ::testing::Test {
 };
 
 TEST_F(ReaperTest, TellsHowAProcessEnded) {
+  // The shell may be gone before it is waited for.
+  const Reaper::Window window(reaper_);
   EXPECT_EQ(loop_.Run(reaper_.Wait(Shell("exit 7"))).status, 7U);
   EXPECT_EQ(loop_.Run(reaper_.Wait(Shell("kill -TERM $$"))).status, 128U + SIGTERM);
 }
@@ -81,6 +83,7 @@ TEST(Spawn, GivesDescriptorsAndAFixedEnvironment) {
   SpawnRequest request;
   request.argv = {"/usr/bin/env"};
   request.stdout_fd = fds[1];
+  const Reaper::Window window(reaper);
   const auto pid = Spawn(request);
   ASSERT_TRUE(pid.ok());
   EXPECT_EQ(loop.Run(reaper.Wait(*pid)).status, 0U);

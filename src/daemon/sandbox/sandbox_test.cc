@@ -201,7 +201,8 @@ TEST_F(SandboxTest, AHungGuestIsKilledAfterASecondProbe) {
   world_.HangGuest(true);
   EXPECT_EQ(exit.get()->status, 137u);
   EXPECT_EQ(sandbox->snapshot()->state, SandboxState::kNotReady);
-  EXPECT_GE(world_.Count("agent.beat"), 3);
+  // The first beat may be the one that stays unanswered; the second probe always comes.
+  EXPECT_GE(world_.Count("agent.beat"), 2);
 }
 
 TEST_F(SandboxTest, AWaitIsUnavailableWhenTheDaemonEnds) {
