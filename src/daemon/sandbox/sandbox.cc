@@ -139,7 +139,7 @@ Co<absl::StatusOr<SandboxSnapshot>> Sandbox::Start() {
   if (!status.ok()) {
     Log(LogLevel::kError, "start failed", {{"sandbox", id_}, {"error", status.ToString()}});
     auto undo = Forget();
-    co_await std::move(undo);
+    (void)co_await std::move(undo);  // it logs its own failure
     co_return status;
   }
   Publish(SandboxState::kReady);
@@ -335,7 +335,7 @@ Co<void> Sandbox::Recover() {
       // Whoever asked for it has been told that it failed.
       Log(LogLevel::kInfo, "cleaning up a start that was cut off", {{"sandbox", id_}});
       auto forget = Forget();
-      co_await std::move(forget);
+      (void)co_await std::move(forget);  // it logs its own failure
       co_return;
     }
     case SandboxState::kReady: {
