@@ -36,6 +36,8 @@ class Crictl:
         return result
 
     def popen(self, *args, **kwargs):
+        """Started, with pipes that keep nothing back: communicate() does not see what a buffered read took."""
+        kwargs.setdefault("bufsize", 0)
         return subprocess.Popen(self.command(*args), **kwargs)
 
     def json(self, command, *args):
