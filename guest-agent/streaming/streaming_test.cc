@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/post.hpp>
 #include <chrono>
 #include <iostream>
@@ -13,6 +14,7 @@
 #include "guest-agent/streaming/stream_id.h"
 #include "guest-agent/streaming/stream_registry.h"
 #include "guest-agent/testing/loop.h"
+#include "magnetar/mux.h"
 
 namespace magnetar::guest {
 namespace {
@@ -321,6 +323,59 @@ TEST_F(StreamingTest, CarriesMuchQuickly) {
   writer.join();
   EXPECT_EQ(frames.data.size(), kBytes);
   std::cerr << static_cast<double>(kBytes) / took.count() / (1 << 20) << " MiB/s" << std::endl;
+}
+
+// As in a guest: over the multiplexed channel, the two ends on threads of their own.
+TEST_F(StreamingTest, CarriesMuchOverTheMux) {
+  int pair[2];
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+  asio::io_context transport{1};
+  auto guest = mux::Guest::Create(UniqueFd(pair[1]), [this](uint32_t, UniqueFd stream) {
+    asio::post(loop_.context, [this, fd = std::make_shared<UniqueFd>(std::move(stream))] {
+      asio::co_spawn(loop_.context, ttrpc::ServeConnection(std::move(*fd), services_),
+                     asio::detached);
+    });
+    return absl::OkStatus();
+  });
+  asio::co_spawn(transport, guest->Run(), asio::detached);
+  std::thread transport_thread([&] { transport.run(); });
+
+  Loop outside;
+  auto host = mux::Host::Create(UniqueFd(pair[0]));
+  asio::co_spawn(outside.context, host->Run(), asio::detached);
+  const auto output = registry_.ClaimOutput("c-stdout");
+  ASSERT_TRUE(output.ok());
+  Pipe pipe;
+  (*output)->SetSource(pipe.Nonblocking(std::move(pipe.read)));
+  constexpr size_t kBytes = 16 << 20;
+  std::thread writer([&] {
+    const std::string block(4096, 'y');
+    for (size_t sent = 0; sent < kBytes; sent += block.size()) {
+      if (::write(pipe.write.get(), block.data(), block.size()) < 0) std::abort();
+    }
+    pipe.write.reset();
+  });
+  const auto work = asio::make_work_guard(loop_.context);
+  std::thread main_loop([this] { loop_.context.run(); });
+  ASSERT_TRUE(outside.Run(host->Ready()).ok());
+  auto socket = outside.Run(host->Connect(1024));
+  ASSERT_TRUE(socket.ok());
+  auto client = ttrpc::Client::Create(outside.executor(), *std::move(socket));
+  const auto stream = outside.Run(OpenStdio(client, "c-stdout"));
+  ASSERT_TRUE(stream.ok());
+  const auto began = std::chrono::steady_clock::now();
+  const Frames frames = outside.Run(ReadOutput(*stream, 65536));
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
+  EXPECT_EQ(frames.data.size(), kBytes);
+  std::cerr << static_cast<double>(kBytes) / took.count() / (1 << 20) << " MiB/s in "
+            << frames.sizes.size() << " frames" << std::endl;
+  host->Close();
+  outside.Settle();
+  writer.join();
+  loop_.context.stop();
+  main_loop.join();
+  transport.stop();
+  transport_thread.join();
 }
 
 }  // namespace
