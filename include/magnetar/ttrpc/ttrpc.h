@@ -128,7 +128,7 @@ class Client {
   virtual ~Client() = default;
 
   // Takes a connected stream socket. Never fails: a broken socket shows in the calls.
-  static std::shared_ptr<Client> Create(asio::any_io_executor executor, UniqueFd socket,
+  static std::shared_ptr<Client> Create(const asio::any_io_executor& executor, UniqueFd socket,
                                         Limits limits = {});
 
   // timeout zero: none. Metadata: as pairs.

@@ -270,7 +270,7 @@ class ClientImpl : public Client {
 
 }  // namespace
 
-std::shared_ptr<Client> Client::Create(asio::any_io_executor executor, UniqueFd socket,
+std::shared_ptr<Client> Client::Create(const asio::any_io_executor& executor, UniqueFd socket,
                                        Limits limits) {
   auto core = std::make_shared<Core>(executor, std::move(socket), limits);
   asio::co_spawn(executor, Core::Run(core), asio::detached);
