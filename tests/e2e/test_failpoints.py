@@ -69,13 +69,13 @@ def test_failpoint(own_module_stack, point, how):
         stack.daemon.start()
     before = stack.snapshot()
     stack.daemon.service.stop()
-    stack.daemon.start(debug={"failpoints": [point if how == "kill" else f"{point}=error"]})
+    stack.start_daemon(debug={"failpoints": [point if how == "kill" else f"{point}=error"]})
     daemon = stack.daemon.service
     attempt(life, stack)
     if how == "kill":
         wait_until(lambda: daemon.pid is None, 10, f"the daemon passed {point} alive: nothing leads there")
     daemon.stop()
-    stack.daemon.start()
+    stack.start_daemon()
     # containerd dials again within its back-off.
     wait_until(lambda: stack.crictl.run("rmp", "--all", "--force", check=False).returncode == 0, 60, "pods cannot be removed",
                interval=0.5)

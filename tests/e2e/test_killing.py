@@ -42,7 +42,8 @@ def vmm_pid(stack, pod):
 
 @pytest.fixture
 def before(own_stack):
-    return own_stack.snapshot()
+    # Without descriptors: they are of a daemon that these tests end.
+    return own_stack.snapshot()[0], None, None
 
 
 def finish(stack, pod, before):
@@ -66,7 +67,8 @@ def test_daemon_killed_amid_logs_and_exec(own_stack, before):
     pod = own_stack.new_pod()
     container = pod.run("/bin/sh", "-c", "sleep 1; " + COUNTING.format(n=60000) + "; sleep infinity")
     follow = own_stack.crictl.popen("logs", "-f", container.id, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    execing = container.popen("sh", "-c", COUNTING.format(n=60000), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    execing = container.popen("sh", "-c", COUNTING.format(n=60000), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              bufsize=0)
     first = execing.stdout.read(50_000)
     container.wait_log("line 1000\n".encode())
     own_stack.daemon.service.kill()
@@ -78,7 +80,7 @@ def test_daemon_killed_amid_logs_and_exec(own_stack, before):
     container.wait_log("last", timeout=120)
     assert crilog.parse(container.raw_log())["stdout"].decode() == counted(60000)
 
-    own_stack.daemon.start()
+    own_stack.start_daemon()
     assert pod.status()["state"] == "SANDBOX_READY"
     assert container.output("echo", "again") == "again\n"
     other = pod.shell()
@@ -100,7 +102,7 @@ def test_container_ends_while_the_daemon_is_down(own_stack, before):
     assert container.wait_exit() == 9
     assert container.logs().stdout == "final\n"
     container.remove()
-    own_stack.daemon.start()
+    own_stack.start_daemon()
     assert other.output("echo", "alive") == "alive\n"
     finish(own_stack, pod, before)
 
@@ -126,7 +128,7 @@ def test_daemon_terminated_finishes_waits(own_stack):
         controller.close()
         assert result == {"code": "UNAVAILABLE"}
         assert container.output("echo", "alive") == "alive\n"
-        own_stack.daemon.start()
+        own_stack.start_daemon()
         assert pod.status()["state"] == "SANDBOX_READY"
 
 
@@ -142,7 +144,7 @@ def test_daemon_binary_replaced_under_load(own_stack, before, tmp_path):
         shutil.copy(own_stack.daemon.program("vmm-sandboxer"), newer)
         os.rename(newer, program)
         service.argv[0] = str(program)
-        own_stack.daemon.start()
+        own_stack.start_daemon()
         assert container.output("echo", str(turn)) == f"{turn}\n"
     container.wait_log("last", timeout=180)
     assert crilog.parse(container.raw_log())["stdout"].decode() == counted(40000)
@@ -207,7 +209,7 @@ def test_vm_killed_while_the_daemon_is_down(own_stack, before):
     container = pod.shell()
     own_stack.daemon.service.kill()
     os.kill(vmm_pid(own_stack, pod), signal.SIGKILL)
-    own_stack.daemon.start()
+    own_stack.start_daemon()
     wait_until(lambda: pod.status()["state"] == "SANDBOX_NOTREADY", 30, "the pod is still ready")
     assert container.wait_exit(30) in (255, 137)
     finish(own_stack, pod, before)
@@ -218,7 +220,7 @@ def test_hung_guest_is_killed(own_stack, before, daemon_at_hand):
     """A VMM that is stopped answers no heartbeat: the daemon ends it, and says so."""
     own_stack.daemon.service.stop()
     own_stack.daemon.settings = {"guest": {"heartbeat_seconds": 3}}
-    own_stack.daemon.start()
+    own_stack.start_daemon()
     pod = own_stack.new_pod()
     container = pod.shell()
     hung = vmm_pid(own_stack, pod)
@@ -226,7 +228,7 @@ def test_hung_guest_is_killed(own_stack, before, daemon_at_hand):
         own_stack.daemon.service.kill()
     os.kill(hung, signal.SIGSTOP)
     if not daemon_at_hand:
-        own_stack.daemon.start()
+        own_stack.start_daemon()
     assert wait_dead(hung, 60) or start_time(hung) is None
     wait_until(lambda: pod.status()["state"] == "SANDBOX_NOTREADY", 30, "the pod is still ready")
     assert container.wait_exit(30) in (255, 137)
@@ -237,7 +239,7 @@ def test_paused_daemon_kills_nobody(own_stack):
     """Time in which the daemon did not run is no guest's fault."""
     own_stack.daemon.service.stop()
     own_stack.daemon.settings = {"guest": {"heartbeat_seconds": 2}}
-    own_stack.daemon.start()
+    own_stack.start_daemon()
     with own_stack.pod() as pod:
         container = pod.shell()
         own_stack.daemon.service.signal(signal.SIGSTOP)
@@ -252,7 +254,7 @@ def test_orphans_are_removed(own_stack, before):
     """A sandbox that containerd does not know goes after its grace time, and not while containerd is away."""
     own_stack.daemon.service.stop()
     own_stack.daemon.settings = {"containerd": {"orphan_after_seconds": 5}}
-    own_stack.daemon.start()
+    own_stack.start_daemon()
     controller = Controller(own_stack.daemon.socket)
     controller.call("Create", sandbox_id="orphan")
     controller.call("Start", sandbox_id="orphan")
@@ -279,7 +281,7 @@ def test_pods_while_the_daemon_is_down(own_stack):
     own_stack.daemon.service.kill()
     with pytest.raises(CrictlError):
         own_stack.new_pod()
-    own_stack.daemon.start()
+    own_stack.start_daemon()
     with own_stack.pod() as pod:
         assert pod.shell().output("echo", "works") == "works\n"
 
@@ -293,7 +295,7 @@ def test_guest_files_missing_or_broken(own_stack, before, missing, how, tmp_path
     own_stack.daemon.service.stop()
     own_stack.daemon.settings = {"guest": {missing: str(path)}, "vm": {"start_timeout_seconds": 10}}
     try:
-        own_stack.daemon.start()
+        own_stack.start_daemon()
     except Exception:  # noqa: BLE001 (a daemon that refuses to start says why)
         assert str(path) in own_stack.daemon.service.tail()
         return
@@ -310,7 +312,7 @@ def test_vmm_missing_or_dying(own_stack, before, program):
     own_stack.daemon.service.stop()
     own_stack.daemon.settings = {"vm": {"qemu_path": program, "accel": "tcg", "start_timeout_seconds": 10}}
     try:
-        own_stack.daemon.start()
+        own_stack.start_daemon()
     except Exception:  # noqa: BLE001
         assert program in own_stack.daemon.service.tail()
         return
@@ -325,7 +327,7 @@ def test_vmm_missing_or_dying(own_stack, before, program):
 def test_guest_that_never_answers(own_stack, before):
     own_stack.daemon.service.stop()
     own_stack.daemon.settings = {"guest": {"extra_cmdline": "rdinit=/nonexistent panic=0"}, "vm": {"start_timeout_seconds": 5}}
-    own_stack.daemon.start()
+    own_stack.start_daemon()
     with pytest.raises(CrictlError, match="(?i)timeout|deadline|did not|not answer|ended|exited"):
         own_stack.new_pod()
     own_stack.crictl.run("rmp", "--all", "--force", check=False)

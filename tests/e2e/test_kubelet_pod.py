@@ -6,6 +6,7 @@ import time
 import pytest
 
 from harness import settings
+from stack.services import wait_until
 
 
 @pytest.fixture

@@ -161,6 +161,20 @@ class Stack:
         archive.unlink()
         return self
 
+    def start_daemon(self, **overrides):
+        """Starts the daemon again, and waits until containerd has found it: it dials with a back-off of up to 3 s."""
+        self.daemon.start(**overrides)
+        pods = self.crictl.run("pods", "-q", "--state", "ready").stdout.split()
+
+        def reached():
+            result = self.crictl.run("inspectp", pods[0], check=False)
+            return "Unavailable" not in result.stderr and "timeout" not in result.stderr
+
+        if pods:
+            wait_until(reached, 30, "containerd does not find the daemon")
+        else:
+            time.sleep(3.5)
+
     def handler_for(self, snapshotter):
         return self.handler + next(suffix for suffix, name in SNAPSHOTTERS.items() if name == snapshotter)
 
