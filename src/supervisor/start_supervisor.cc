@@ -103,7 +103,8 @@ absl::StatusOr<ChildProcess> StartSupervisor(const std::string& program,
   auto file = SealedFile(launch.SerializeAsString());
   if (!file.ok()) return file.status();
   SpawnOptions options;
-  options.argv = {program};
+  // The id is for whoever reads a list of processes.
+  options.argv = {program, launch.sandbox_id()};
   options.new_session = true;
   options.descriptors = number.Mappings();
   options.descriptors.push_back({.source = file->get(), .target = supervisor::kLaunchFd});

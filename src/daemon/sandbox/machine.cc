@@ -208,21 +208,6 @@ Co<absl::Status> Machine::Beat(std::chrono::nanoseconds limit) {
   co_return beat.status();
 }
 
-// A VMM that someone has stopped keeps its guest from answering: that is no
-// hung guest.
-bool Machine::VmRuns() const {
-  const Record now = record_->Get();
-  for (const RecordedProcess& process : now.processes) {
-    if (!process.vmm) continue;
-    const auto stat = ReadFile(absl::StrCat("/proc/", process.identity.pid, "/stat"));
-    char state = 0;
-    if (stat.ok() && ParseStartTime(*stat, &state).ok() && (state == 'T' || state == 't')) {
-      return false;
-    }
-  }
-  return true;
-}
-
 Co<void> Machine::RunHeartbeat() {
   auto self = shared_from_this();
   const std::chrono::nanoseconds limit = env_->config.guest.heartbeat;
@@ -240,7 +225,6 @@ Co<void> Machine::RunHeartbeat() {
     auto second = Beat(limit / 3);
     status = co_await std::move(second);
     if (status.ok() || ended_.is_set() || tearing_down_) continue;
-    if (!VmRuns()) continue;
     Kill(absl::StrCat("the guest answers no heartbeat: ", status.ToString()));
     break;
   }

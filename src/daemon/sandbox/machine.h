@@ -62,12 +62,12 @@ class Machine : public std::enable_shared_from_this<Machine> {
   Co<void> ServeRequests();
   Co<void> RunHeartbeat();
   Co<absl::Status> Beat(std::chrono::nanoseconds limit);
-  bool VmRuns() const;
   Co<void> WatchExit(std::shared_ptr<SupervisorClient> supervisor);
   void Ended(supervisor::v1::ExitRecord exit);
 
   Co<absl::Status> EndVm(bool ask_guest);
   Co<absl::Status> Undo(Step step, bool ask_guest);
+  void Forgive(const absl::Status& written) const;
   std::chrono::nanoseconds TimeLeft() const;
   std::string Path(const std::string& name) const;
 

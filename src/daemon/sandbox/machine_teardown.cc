@@ -30,8 +30,10 @@ Co<absl::Status> Machine::TearDown(bool ask_guest) {
       auto undo = Undo(step, ask_guest);
       status = co_await std::move(undo);
     }
-    if (status.ok()) status = record_->RemoveStep(step);
-    if (status.ok()) continue;
+    if (status.ok()) {
+      Forgive(record_->RemoveStep(step));
+      continue;
+    }
     Log(LogLevel::kError, "teardown",
         {{"sandbox", id_}, {"step", StepName(step)}, {"error", status.ToString()}});
     if (first.ok()) first = status;
@@ -39,6 +41,13 @@ Co<absl::Status> Machine::TearDown(bool ask_guest) {
     if (step == Step::kSupervisor) break;
   }
   co_return first;
+}
+
+// A journal that cannot be written, on a full disk, tells too much: undoing a step
+// twice does no harm, while going no further would leave all of it behind.
+void Machine::Forgive(const absl::Status& written) const {
+  if (written.ok()) return;
+  Log(LogLevel::kWarn, "journal not written", {{"sandbox", id_}, {"error", written.ToString()}});
 }
 
 Co<absl::Status> Machine::Undo(Step step, bool ask_guest) {
@@ -61,7 +70,8 @@ Co<absl::Status> Machine::Undo(Step step, bool ask_guest) {
       const absl::Status status = co_await std::move(blocking);
       if (!status.ok()) co_return status;
       // The disks went with the VM, the mounts just now.
-      co_return record_->Update([](Record& record) { record.container_steps.clear(); });
+      Forgive(record_->Update([](Record& record) { record.container_steps.clear(); }));
+      co_return absl::OkStatus();
     }
     case Step::kNetwork: {
       auto blocking = RunBlocking(
@@ -146,7 +156,8 @@ Co<absl::Status> Machine::EndVm(bool ask_guest) {
   co_await std::move(drain);
   vm_.reset();
   supervisor_.reset();
-  co_return record_->Update([](Record& record) { record.processes.clear(); });
+  Forgive(record_->Update([](Record& record) { record.processes.clear(); }));
+  co_return absl::OkStatus();
 }
 
 }  // namespace magnetar::daemon

@@ -200,6 +200,8 @@ Co<void> SandboxManager::SweepOrphans() {
   std::map<std::string, std::vector<std::shared_ptr<Sandbox>>> by_namespace;
   for (auto& sandbox : All()) {
     const auto now = sandbox->snapshot();
+    // One that is being started has somebody who waits for it.
+    if (now->state == SandboxState::kStarting) continue;
     if (now->created_at_ns < born_before)
       by_namespace[now->containerd_namespace].push_back(sandbox);
   }
