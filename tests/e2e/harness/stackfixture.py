@@ -1,6 +1,7 @@
 """A whole private stack for tests: containerd, the daemon, crictl, images; and pods in it."""
 
 import contextlib
+import fcntl
 import itertools
 import json
 import os
@@ -12,7 +13,7 @@ import time
 from . import settings, testimages
 from .host import Host, added, descriptors
 from stack import containerd, crictl, network, sandboxer, teardown
-from stack.services import wait_until
+from stack.services import start_time, wait_until
 
 RUN_ROOT = pathlib.Path("/run/magnetar-e2e")
 SNAPSHOTTERS = {"": "overlayfs", "-native": "native", "-blockfile": "blockfile"}
@@ -136,11 +137,9 @@ class Stack:
     def __init__(self, containerd_tool="containerd-2.1", daemon_settings=None):
         self.name = f"{os.getpid()}-{next(_numbers)}"
         self.netns = self.cgroup = f"mge2e-{self.name}"
-        # Short: sockets below it must fit into a socket address.
-        self.run_dir = RUN_ROOT / f"{next_short()}"
+        self.run_dir = claim_run_dir(self.netns)
         self.data_dir = settings.CACHE / "e2e" / self.run_dir.name
         self.handler = settings.HANDLER
-        self.run_dir.mkdir(parents=True)
         network.create(self.netns)
         socket = self.run_dir / "containerd.sock"
         self.daemon = sandboxer.Sandboxer(settings.BUILD, settings.GUEST, self.run_dir, self.netns, socket, daemon_settings)
@@ -246,23 +245,24 @@ class Stack:
         teardown.remove(self.run_dir, self.data_dir, self.netns, self.cgroup)
 
 
-def next_short():
-    """The lowest number that no stack uses."""
+def claim_run_dir(netns):
+    """A run directory that no other stack uses, marked with whose it is. Its name is short: sockets below it
+    must fit into a socket address."""
     RUN_ROOT.mkdir(exist_ok=True)
-    for number in itertools.count():
-        if not (RUN_ROOT / str(number)).exists():
-            return number
+    with open(RUN_ROOT / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for number in itertools.count():
+            path = RUN_ROOT / str(number)
+            if not path.exists():
+                path.mkdir()
+                (path / "owner").write_text(json.dumps({"pid": os.getpid(), "start": start_time(os.getpid()), "netns": netns}))
+                return path
 
 
 def remove_leftovers():
-    """Removes stacks of test runs that were killed: their owner's pid stands in their network namespace's name."""
-    for path in pathlib.Path("/run/netns").glob("mge2e-*"):
-        owner = int(path.name.split("-")[1])
-        if pathlib.Path(f"/proc/{owner}").exists():
-            continue
-        for run_dir in RUN_ROOT.glob("*"):
-            config = run_dir / "crictl" / "crictl.yaml"
-            marker = run_dir / "cni" / "10-magnetar.conflist"
-            if config.exists() and (not marker.exists() or path.name in marker.read_text()):
-                teardown.remove(run_dir, settings.CACHE / "e2e" / run_dir.name, path.name, path.name)
-        network.delete(path.name)
+    """Removes the stacks of test runs that were killed."""
+    for marker in RUN_ROOT.glob("*/owner"):
+        owner = json.loads(marker.read_text())
+        if start_time(owner["pid"]) != owner["start"]:
+            run_dir = marker.parent
+            teardown.remove(run_dir, settings.CACHE / "e2e" / run_dir.name, owner["netns"], owner["netns"])
