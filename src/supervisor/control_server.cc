@@ -26,7 +26,8 @@ Co<void> ControlServer::Serve(UniqueFd socket) {
   if (!copy.ok()) co_return;
   open_.push_back(&copy);
   auto serve = ttrpc::ServeConnection(std::move(socket), services_);
-  co_await std::move(serve);
+  // How a peer left is nobody's concern.
+  [[maybe_unused]] const absl::Status status = co_await std::move(serve);
   std::erase(open_, &copy);
   closed_.NotifyAll();
 }

@@ -35,6 +35,13 @@ absl::StatusOr<UniqueFd> Duplicate(int fd) {
   return copy;
 }
 
+// The failure of an operation, and that of taking back its first half.
+absl::Status WithUndo(const absl::Status& failed, const absl::Status& undone) {
+  if (undone.ok()) return failed;
+  return absl::Status(
+      failed.code(), absl::StrCat(failed.message(), "; and undoing it failed: ", undone.message()));
+}
+
 // What a device's removal has come to.
 struct Removal {
   explicit Removal(const asio::any_io_executor& executor) : changed(executor) {}
@@ -138,7 +145,8 @@ class QemuVm : public Vm {
     }
     if (!status.ok()) {
       auto undo = RemoveBackend(*id);
-      co_await std::move(undo);
+      const absl::Status undone = co_await std::move(undo);
+      status = WithUndo(status, undone);
     }
     co_return status;
   }
@@ -174,8 +182,8 @@ class QemuVm : public Vm {
     if (!status.ok()) {
       json unused = {{"fdname", backend}};
       auto close_fd = Run("closefd", std::move(unused));
-      co_await std::move(close_fd);
-      co_return status;
+      const absl::Status closed = co_await std::move(close_fd);
+      co_return WithUndo(status, closed);
     }
     json device = {{"driver", "virtio-net-pci"},
                    {"id", nic.id},
@@ -189,7 +197,8 @@ class QemuVm : public Vm {
     if (!status.ok()) {
       json netdev_id = {{"id", backend}};
       auto undo = Run("netdev_del", std::move(netdev_id));
-      co_await std::move(undo);
+      const absl::Status undone = co_await std::move(undo);
+      status = WithUndo(status, undone);
     }
     co_return status;
   }
