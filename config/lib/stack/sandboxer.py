@@ -44,7 +44,7 @@ class Sandboxer:
             "containerd": {"address": str(self.containerd_socket)},
             "guest": {"kernel": str(self.guest / "vmlinux"), "initrd": str(self.guest / "initrd.img"),
                       "image": str(self.guest / "root.erofs")},
-            "vm": {"supervisor_path": str(self.program("vmm-supervisor"))},
+            "vm": {"supervisor_path": str(self.program("vmm-supervisor")), "start_timeout_seconds": 110},
             "debug": {},
         }
         for extra in (self.settings, overrides):
