@@ -25,15 +25,15 @@
 namespace magnetar::vmm {
 
 struct Capabilities {
-  bool hybrid_vsock = false;    // listens on vm.vsock itself
+  bool hybrid_vsock = false;      // listens on vm.vsock itself
   bool shared_memory_fs = false;  // can take a vhost-user-fs device
   bool hotplug_disk = false;
   bool hotplug_nic = false;
   bool resize_cpus = false;
   bool resize_memory = false;
   bool pause = false;
-  bool save = false;            // Save() writes a template
-  bool clone = false;           // Plan() accepts CloneSource
+  bool save = false;   // Save() writes a template
+  bool clone = false;  // Plan() accepts CloneSource
   bool needs_kvm = false;
 };
 
@@ -70,10 +70,10 @@ struct MachineSpec {
   uint64_t max_memory_bytes = 0;
   std::string kernel_path;
   std::string initrd_path;
-  std::string image_path;      // root image, attached read-only
-  std::string extra_cmdline;   // appended to the driver's own
+  std::string image_path;     // root image, attached read-only
+  std::string extra_cmdline;  // appended to the driver's own
   TransportKind transport = TransportKind::kMux;
-  uint32_t guest_cid = 0;      // kKernelVsock
+  uint32_t guest_cid = 0;        // kKernelVsock
   std::string shared_directory;  // exported by virtiofs with tag "shared"; empty: none
   std::vector<NicSpec> nics;
   uint32_t uid = 0;

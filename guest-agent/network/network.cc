@@ -133,10 +133,14 @@ absl::Status SetUpInterface(nl_sock* socket, int index, const agent::v1::Interfa
     rtnl_link_set_mtu(change.get(), interface.mtu());
     MAGNETAR_RETURN_IF_ERROR(ApplyLink(socket, index, change.get(), "set MTU"));
   }
-  // Before it is up, or a router may answer first. A kernel without IPv6 has no such file.
-  const absl::Status no_ra =
-      WriteExisting(absl::StrCat("/proc/sys/net/ipv6/conf/", interface.name(), "/accept_ra"), "0");
-  if (!no_ra.ok() && !absl::IsNotFound(no_ra)) return no_ra;
+  // Before it is up: a router may answer first, and the kernel's own link-local address would be
+  // tentative for a second, though the pod's namespace has made sure of it already.
+  for (const char* name : {"accept_ra", "accept_dad"}) {
+    const absl::Status off = WriteExisting(
+        absl::StrCat("/proc/sys/net/ipv6/conf/", interface.name(), "/", name), "0");
+    // A kernel without IPv6 has no such file.
+    if (!off.ok() && !absl::IsNotFound(off)) return off;
+  }
   MAGNETAR_RETURN_IF_ERROR(SetUp(socket, index, true, interface.name()));
   return SyncAddresses(socket, index, interface);
 }

@@ -21,16 +21,16 @@ absl::Status Annotate(const absl::Status& status, std::string_view context);
 }  // namespace magnetar
 
 // Not usable around a co_await: name its result first (see co.h).
-#define MAGNETAR_RETURN_IF_ERROR(expr)                       \
-  do {                                                       \
-    if (absl::Status status_ = (expr); !status_.ok()) {      \
-      return status_;                                        \
-    }                                                        \
+#define MAGNETAR_RETURN_IF_ERROR(expr)                  \
+  do {                                                  \
+    if (absl::Status status_ = (expr); !status_.ok()) { \
+      return status_;                                   \
+    }                                                   \
   } while (false)
 
-#define MAGNETAR_CO_RETURN_IF_ERROR(expr)                    \
-  do {                                                       \
-    if (absl::Status status_ = (expr); !status_.ok()) {      \
-      co_return status_;                                     \
-    }                                                        \
+#define MAGNETAR_CO_RETURN_IF_ERROR(expr)               \
+  do {                                                  \
+    if (absl::Status status_ = (expr); !status_.ok()) { \
+      co_return status_;                                \
+    }                                                   \
   } while (false)
