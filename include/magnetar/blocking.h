@@ -21,9 +21,10 @@ Co<std::invoke_result_t<F>> RunBlocking(asio::thread_pool& pool, F f) {
   auto task = body(std::move(f));
   // A cancellation must not be passed on to the pool: asio would hand it over by a pointer
   // that is gone once the function has returned.
-  co_return co_await asio::co_spawn(
-      pool, std::move(task),
-      asio::bind_cancellation_slot(asio::cancellation_slot(), asio::use_awaitable));
+  auto run =
+      asio::co_spawn(pool, std::move(task),
+                     asio::bind_cancellation_slot(asio::cancellation_slot(), asio::use_awaitable));
+  co_return co_await std::move(run);
 }
 
 }  // namespace magnetar

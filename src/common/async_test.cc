@@ -37,14 +37,69 @@ TEST(EventTest, WakesEveryoneAndOnlyWhenTheConditionHolds) {
   for (int i = 0; i < 3; ++i) {
     asio::co_spawn(io, WaitFor(event, condition, &woken), asio::detached);
   }
-  io.run_for(milliseconds(5));
+  io.poll();
   event.NotifyAll();
-  io.run_for(milliseconds(5));
+  io.poll();
   EXPECT_EQ(woken, 0);
   condition = true;
   event.NotifyAll();
-  io.run_for(milliseconds(5));
+  io.run();
   EXPECT_EQ(woken, 3);
+}
+
+// Counts how often the condition was looked at.
+Co<void> CountingWait(Event& event, const bool& condition, int* looks) {
+  while (!condition) {
+    ++*looks;
+    auto wait = event.Wait();
+    co_await std::move(wait);
+  }
+}
+
+TEST(EventTest, ADeadlineThatPassedIsForgotten) {
+  asio::io_context io;
+  Event event(io.get_executor());
+  bool condition = false;
+  int looks = 0;
+  auto both = [&]() -> Co<void> {
+    auto until = event.WaitUntil(Event::Clock::now());
+    co_await std::move(until);
+    auto wait = CountingWait(event, condition, &looks);
+    co_await std::move(wait);
+  };
+  asio::co_spawn(io, both(), asio::detached);
+  // Nothing is left to do but to wait, which takes no turns.
+  while (looks == 0) io.run_one();
+  for (int i = 0; i < 100; ++i) io.poll_one();
+  EXPECT_EQ(looks, 1);
+  condition = true;
+  event.NotifyAll();
+  io.run();
+}
+
+TEST(EventTest, WaitersWithAndWithoutADeadlineLeaveEachOtherAlone) {
+  asio::io_context io;
+  Event event(io.get_executor());
+  bool condition = false;
+  int looks = 0;
+  int timed_looks = 0;
+  auto timed = [&]() -> Co<void> {
+    const auto deadline = Event::Clock::now() + std::chrono::hours(1);
+    while (!condition) {
+      ++timed_looks;
+      auto wait = event.WaitUntil(deadline);
+      co_await std::move(wait);
+    }
+  };
+  asio::co_spawn(io, CountingWait(event, condition, &looks), asio::detached);
+  asio::co_spawn(io, timed(), asio::detached);
+  asio::co_spawn(io, CountingWait(event, condition, &looks), asio::detached);
+  for (int i = 0; i < 100; ++i) io.poll_one();
+  EXPECT_EQ(looks, 2);
+  EXPECT_EQ(timed_looks, 1);
+  condition = true;
+  event.NotifyAll();
+  io.run();
 }
 
 TEST(EventTest, Deadline) {
