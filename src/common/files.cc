@@ -8,10 +8,13 @@
 
 #include <cerrno>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "magnetar/status.h"
 #include "magnetar/unique_fd.h"
 
@@ -41,48 +44,143 @@ struct DirCloser {
   void operator()(DIR* d) const { ::closedir(d); }
 };
 
-absl::StatusOr<unsigned> MountIdAt(int dir_fd, const char* name, const std::string& path) {
+// Nothing, and errno, if it fails.
+std::optional<uint64_t> MountIdAt(int dir_fd, const char* name) {
   struct statx st;
   if (::statx(dir_fd, name, AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH, STATX_MNT_ID, &st) != 0) {
-    return ErrnoStatus(errno, absl::StrCat("statx ", path));
+    return std::nullopt;
   }
-  return static_cast<unsigned>(st.stx_mnt_id);
+  return st.stx_mnt_id;
 }
 
-absl::Status RemoveChildren(UniqueFd dir_fd, unsigned mount_id, const std::string& path) {
-  const int fd = dir_fd.release();
-  std::unique_ptr<DIR, DirCloser> dir(::fdopendir(fd));
-  if (dir == nullptr) {
-    const int err = errno;
-    ::close(fd);
-    return ErrnoStatus(err, absl::StrCat("open directory ", path));
-  }
-  // Names first: deleting while reading a directory may skip entries.
-  std::vector<std::string> names;
-  errno = 0;
-  while (const dirent* entry = ::readdir(dir.get())) {
-    const std::string_view name = entry->d_name;
-    if (name != "." && name != "..") names.emplace_back(name);
-  }
-  if (errno != 0) return ErrnoStatus(errno, absl::StrCat("read directory ", path));
-  const int parent = ::dirfd(dir.get());
-  for (const std::string& name : names) {
-    const std::string child_path = absl::StrCat(path, "/", name);
-    auto child_mount = MountIdAt(parent, name.c_str(), child_path);
-    if (!child_mount.ok()) return child_mount.status();
-    if (*child_mount != mount_id) {
-      return absl::FailedPreconditionError(absl::StrCat(child_path, " is a mount point"));
+// What lies below a directory, removed without recursion and with one directory open at a time:
+// how deep the tree goes is up to whoever may write to it.
+class TreeRemover {
+ public:
+  TreeRemover(UniqueFd root, uint64_t mount_id, const std::string& path)
+      : directory_(std::move(root)), mount_id_(mount_id), path_(path) {}
+
+  absl::Status Run();
+
+ private:
+  // A directory that is being emptied, as it is found again from the child being worked on.
+  struct Parent {
+    dev_t device = 0;
+    ino_t inode = 0;
+    std::string child;
+  };
+
+  // Removes what can go at once. The name of a directory that must be emptied first, or nothing
+  // once the directory is empty.
+  absl::StatusOr<std::string> Clear();
+  absl::Status RemoveEntry(int directory, const char* name, bool& filled);
+  absl::Status Descend(const std::string& name);
+  absl::Status Ascend();
+  // For messages: bounded, and whatever the names hold.
+  std::string PathOf(absl::string_view name) const;
+
+  UniqueFd directory_;
+  const uint64_t mount_id_;
+  const std::string& path_;
+  std::vector<Parent> parents_;
+};
+
+absl::Status TreeRemover::Run() {
+  while (true) {
+    auto filled = Clear();
+    if (!filled.ok()) return filled.status();
+    if (!filled->empty()) {
+      MAGNETAR_RETURN_IF_ERROR(Descend(*filled));
+    } else if (!parents_.empty()) {
+      MAGNETAR_RETURN_IF_ERROR(Ascend());
+    } else {
+      return absl::OkStatus();
     }
-    if (::unlinkat(parent, name.c_str(), 0) == 0 || errno == ENOENT) continue;
-    if (errno != EISDIR) return ErrnoStatus(errno, absl::StrCat("remove ", child_path));
-    UniqueFd child(::openat(parent, name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-    if (!child.ok()) return ErrnoStatus(errno, absl::StrCat("open ", child_path));
-    MAGNETAR_RETURN_IF_ERROR(RemoveChildren(std::move(child), mount_id, child_path));
-    if (::unlinkat(parent, name.c_str(), AT_REMOVEDIR) != 0 && errno != ENOENT) {
-      return ErrnoStatus(errno, absl::StrCat("remove ", child_path));
-    }
   }
+}
+
+absl::StatusOr<std::string> TreeRemover::Clear() {
+  // A description of its own, which begins at the first entry.
+  UniqueFd copy(::openat(directory_.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  std::unique_ptr<DIR, DirCloser> dir(copy.ok() ? ::fdopendir(copy.get()) : nullptr);
+  if (dir == nullptr) return ErrnoStatus(errno, absl::StrCat("open directory ", PathOf("")));
+  (void)copy.release();
+  // Reading on after a removal may skip entries, so the last pass is one without.
+  for (bool removed = true; removed; ::rewinddir(dir.get())) {
+    removed = false;
+    errno = 0;
+    while (const dirent* entry = ::readdir(dir.get())) {
+      const std::string_view name = entry->d_name;
+      if (name == "." || name == "..") continue;
+      bool filled = false;
+      MAGNETAR_RETURN_IF_ERROR(RemoveEntry(::dirfd(dir.get()), entry->d_name, filled));
+      if (filled) return std::string(name);
+      removed = true;
+      errno = 0;
+    }
+    if (errno != 0) return ErrnoStatus(errno, absl::StrCat("read directory ", PathOf("")));
+  }
+  return std::string();
+}
+
+absl::Status TreeRemover::RemoveEntry(int directory, const char* name, bool& filled) {
+  const auto mount_id = MountIdAt(directory, name);
+  if (!mount_id.has_value()) {
+    if (errno == ENOENT) return absl::OkStatus();
+    return ErrnoStatus(errno, absl::StrCat("statx ", PathOf(name)));
+  }
+  if (*mount_id != mount_id_) {
+    return absl::FailedPreconditionError(absl::StrCat(PathOf(name), " is a mount point"));
+  }
+  if (::unlinkat(directory, name, 0) == 0 || errno == ENOENT) return absl::OkStatus();
+  if (errno == EISDIR) {
+    if (::unlinkat(directory, name, AT_REMOVEDIR) == 0 || errno == ENOENT) return absl::OkStatus();
+    filled = errno == ENOTEMPTY || errno == EEXIST;
+    if (filled) return absl::OkStatus();
+  }
+  return ErrnoStatus(errno, absl::StrCat("remove ", PathOf(name)));
+}
+
+absl::Status TreeRemover::Descend(const std::string& name) {
+  struct stat st;
+  if (::fstat(directory_.get(), &st) != 0) {
+    return ErrnoStatus(errno, absl::StrCat("stat ", PathOf("")));
+  }
+  UniqueFd child(
+      ::openat(directory_.get(), name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  if (!child.ok()) return ErrnoStatus(errno, absl::StrCat("open ", PathOf(name)));
+  parents_.push_back({.device = st.st_dev, .inode = st.st_ino, .child = name});
+  directory_ = std::move(child);
   return absl::OkStatus();
+}
+
+absl::Status TreeRemover::Ascend() {
+  const Parent parent = std::move(parents_.back());
+  parents_.pop_back();
+  UniqueFd up(::openat(directory_.get(), "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!up.ok()) return ErrnoStatus(errno, absl::StrCat("open ", PathOf("")));
+  struct stat st;
+  if (::fstat(up.get(), &st) != 0) return ErrnoStatus(errno, absl::StrCat("stat ", PathOf("")));
+  if (st.st_dev != parent.device || st.st_ino != parent.inode) {
+    return absl::AbortedError(
+        absl::StrCat(PathOf(parent.child), " was moved while it was removed"));
+  }
+  directory_ = std::move(up);
+  bool filled = false;
+  MAGNETAR_RETURN_IF_ERROR(RemoveEntry(directory_.get(), parent.child.c_str(), filled));
+  // Filled again: whoever writes to it is met at the next turn.
+  return absl::OkStatus();
+}
+
+std::string TreeRemover::PathOf(absl::string_view name) const {
+  constexpr size_t kMaxNames = 8;
+  std::string path = path_;
+  for (size_t i = 0; i < parents_.size() && i < kMaxNames; ++i) {
+    absl::StrAppend(&path, "/", absl::CHexEscape(parents_[i].child));
+  }
+  if (parents_.size() > kMaxNames) absl::StrAppend(&path, "/...");
+  if (!name.empty()) absl::StrAppend(&path, "/", absl::CHexEscape(name));
+  return path;
 }
 
 }  // namespace
@@ -169,15 +267,15 @@ absl::Status RemoveTree(const std::string& path) {
     if (errno == ENOTDIR || errno == ELOOP) return RemoveFile(path);
     return ErrnoStatus(errno, absl::StrCat("open ", path));
   }
-  auto mount_id = MountIdAt(dir.get(), "", path);
-  if (!mount_id.ok()) return mount_id.status();
+  const auto mount_id = MountIdAt(dir.get(), "");
+  if (!mount_id.has_value()) return ErrnoStatus(errno, absl::StrCat("statx ", path));
   const std::string parent = ParentOf(path);
-  auto parent_mount = MountIdAt(AT_FDCWD, parent.c_str(), parent);
-  if (!parent_mount.ok()) return parent_mount.status();
+  const auto parent_mount = MountIdAt(AT_FDCWD, parent.c_str());
+  if (!parent_mount.has_value()) return ErrnoStatus(errno, absl::StrCat("statx ", parent));
   if (*parent_mount != *mount_id) {
     return absl::FailedPreconditionError(absl::StrCat(path, " is a mount point"));
   }
-  MAGNETAR_RETURN_IF_ERROR(RemoveChildren(std::move(dir), *mount_id, path));
+  MAGNETAR_RETURN_IF_ERROR(TreeRemover(std::move(dir), *mount_id, path).Run());
   if (::rmdir(path.c_str()) != 0 && errno != ENOENT) {
     return ErrnoStatus(errno, absl::StrCat("remove ", path));
   }

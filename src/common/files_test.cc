@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -104,6 +105,50 @@ TEST_F(FilesTest, RemoveTreeDoesNotFollowLinks) {
   EXPECT_FALSE(Exists(Path("tree")));
   EXPECT_EQ(*ReadFile(Path("kept/f")), "x");
   EXPECT_TRUE(RemoveTree(Path("tree")).ok());
+}
+
+// A chain of directories, each in the one before; what its names are made of must not matter.
+void Nest(const std::string& top, const std::string& name, int depth) {
+  ASSERT_EQ(::mkdir(top.c_str(), 0700), 0);
+  UniqueFd at(::open(top.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  for (int i = 0; i < depth; ++i) {
+    ASSERT_EQ(::mkdirat(at.get(), name.c_str(), 0700), 0);
+    UniqueFd file(::openat(at.get(), "file", O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+    ASSERT_TRUE(file.ok());
+    at.reset(::openat(at.get(), name.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    ASSERT_TRUE(at.ok());
+  }
+}
+
+TEST_F(FilesTest, RemoveTreeTakesAnyDepth) {
+  // More levels than a process may have descriptors by default, and a path far beyond PATH_MAX.
+  Nest(Path("tree"), "a name of some length\n", 5000);
+  rlimit before;
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+  rlimit few = before;
+  few.rlim_cur = 64;
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &few), 0);
+  const absl::Status removed = RemoveTree(Path("tree"));
+  EXPECT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+  EXPECT_TRUE(removed.ok()) << removed;
+  EXPECT_FALSE(Exists(Path("tree")));
+}
+
+TEST_F(FilesTest, RemoveTreeTakesManyEntries) {
+  ASSERT_TRUE(MakeDirectories(Path("tree")).ok());
+  for (int i = 0; i < 3000; ++i) {
+    const std::string name = Path(absl::StrCat("tree/", i));
+    if (i % 3 == 0) {
+      ASSERT_TRUE(MakeDirectories(name + "/filled").ok());
+    } else if (i % 3 == 1) {
+      ASSERT_TRUE(MakeDirectories(name).ok());
+    } else {
+      ASSERT_EQ(::symlink("nowhere", name.c_str()), 0);
+    }
+  }
+  const absl::Status removed = RemoveTree(Path("tree"));
+  EXPECT_TRUE(removed.ok()) << removed;
+  EXPECT_FALSE(Exists(Path("tree")));
 }
 
 TEST_F(FilesTest, RemoveTreeOfALinkRemovesTheLink) {
