@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <boost/asio/co_spawn.hpp>
@@ -137,6 +138,22 @@ TEST(ProcessIdentity, NamesOneProcessForEver) {
   ASSERT_TRUE(child->WaitBlocking().ok());
   EXPECT_TRUE(absl::IsNotFound(IdentifyProcess(identity->pid).status()));
   EXPECT_TRUE(SignalProcess(pidfd->get(), SIGKILL).ok());
+}
+
+// A process may look for another just when it has no descriptors left.
+TEST(ProcessIdentity, AFailureToLookIsNoEnd) {
+  const auto self = IdentifyProcess(::getpid());
+  ASSERT_TRUE(self.ok()) << self.status();
+  rlimit before;
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+  rlimit none = before;
+  none.rlim_cur = 0;
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
+  const absl::Status identified = IdentifyProcess(::getpid()).status();
+  const absl::Status opened = OpenProcess(*self).status();
+  EXPECT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+  EXPECT_EQ(identified.code(), absl::StatusCode::kResourceExhausted) << identified;
+  EXPECT_EQ(opened.code(), absl::StatusCode::kResourceExhausted) << opened;
 }
 
 }  // namespace

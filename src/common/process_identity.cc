@@ -22,8 +22,10 @@ struct Stat {
 
 absl::StatusOr<Stat> ReadStat(pid_t pid) {
   auto text = ReadFile(absl::StrCat("/proc/", pid, "/stat"));
-  // A process that ends between open and read gives ESRCH.
-  if (!text.ok()) return absl::NotFoundError(absl::StrCat("no process ", pid));
+  // A process that ends between open and read gives ESRCH, NOT_FOUND as well. Whatever else fails
+  // says nothing about the process: it must not be taken for one that has ended.
+  if (absl::IsNotFound(text.status())) return absl::NotFoundError(absl::StrCat("no process ", pid));
+  if (!text.ok()) return text.status();
   Stat stat;
   auto ticks = ParseStartTime(*text, &stat.state);
   if (!ticks.ok()) return Annotate(ticks.status(), absl::StrCat("process ", pid));
