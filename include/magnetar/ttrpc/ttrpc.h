@@ -31,18 +31,21 @@ namespace magnetar::ttrpc {
 struct Limits {
   size_t max_message_bytes = 4 << 20;
   // Calls and streams in flight on one connection; more are answered
-  // RESOURCE_EXHAUSTED.
+  // RESOURCE_EXHAUSTED. A call whose time ran out while its handler runs on is not counted here
+  // but with its like: so many of one method, so that a method that hangs does not take the others
+  // along.
   size_t max_streams = 256;
   // Unread messages of one stream. A peer that sends more than this without
   // being read ends its stream (RESOURCE_EXHAUSTED), never its connection.
   size_t max_stream_backlog_bytes = 8 << 20;
-  // Unread messages of all streams and requests being served, of one connection;
-  // beyond, the stream or request concerned gets RESOURCE_EXHAUSTED.
+  // Unread messages of all streams, requests being served and responses not yet written, of one
+  // connection; beyond, the stream or call concerned gets RESOURCE_EXHAUSTED.
   size_t max_buffered_bytes = 32 << 20;
 };
 
 struct CallContext {
-  std::multimap<std::string, std::string> metadata;
+  std::multimap<std::string, std::string> metadata;  // at most 64
+  // Of a unary call the server itself sees to it.
   std::optional<std::chrono::steady_clock::time_point> deadline;
 
   // First value of a key, or empty.
@@ -70,9 +73,9 @@ class Stream {
 
 using UnaryHandler =
     std::function<Co<absl::StatusOr<std::string>>(CallContext context, std::string payload)>;
-// An error Status ends the stream with a Response that carries it. After OK no
-// Response is sent if CloseSend was called (containerd's streaming wants that),
-// else an empty one. When the connection goes, Receive still gives what came before, then
+// An error Status ends the stream with a Response that carries it. OK ends it as CloseSend does,
+// if that was not called: Go's server does the same, and a Response would look to Go's client like
+// one more message. When the connection goes, Receive still gives what came before, then
 // UNAVAILABLE, and Send fails; the handler is not cancelled, so that it can finish with what it
 // got. One that waits for something else must also keep a Receive pending.
 using StreamHandler =
@@ -115,8 +118,9 @@ class Services {
 // closes it, it breaks, or the coroutine is cancelled (terminal); then ends all its streams,
 // waits for its handlers and returns. Frames are handled in order and the close
 // last. OK on an orderly close.
-// Unary handlers still running at the end get a terminal cancellation, which
-// unwinds a coroutine at its next co_await; one that must not be interrupted starts with
+// A unary call is answered DEADLINE_EXCEEDED once its time has run out. Its handler gets a terminal
+// cancellation then, as do all that still run at the end of the connection. It unwinds a coroutine
+// at its next co_await; one that must not be interrupted starts with
 //   co_await asio::this_coro::reset_cancellation_state(asio::disable_cancellation());
 // If ServeConnection itself is cancelled, stream handlers get it too.
 Co<absl::Status> ServeConnection(UniqueFd socket, std::shared_ptr<const Services> services,

@@ -1,6 +1,7 @@
 #include <boost/asio/bind_cancellation_slot.hpp>
 #include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/co_spawn.hpp>
+#include <boost/asio/steady_timer.hpp>
 #include <boost/system/system_error.hpp>
 #include <exception>
 #include <map>
@@ -25,6 +26,8 @@ constexpr std::chrono::nanoseconds kMaxTimeout = std::chrono::hours(24 * 365);
 std::string Quoted(absl::string_view name) {
   return absl::StrCat("\"", absl::CHexEscape(name.substr(0, 128)), "\"");
 }
+
+absl::Status DeadlineError() { return absl::DeadlineExceededError("the call's time has run out"); }
 
 absl::Status StatusOf(const std::exception_ptr& thrown) {
   try {
@@ -68,13 +71,16 @@ class ServerConnection : public std::enable_shared_from_this<ServerConnection> {
   // A request being served.
   struct Active {
     asio::cancellation_signal cancel;
-    std::shared_ptr<StreamState> stream;  // null: unary
-    size_t request_bytes = 0;
-    bool refused = false;  // the peer has got its Response already
+    std::shared_ptr<StreamState> stream;      // null: unary
+    const UnaryHandler* handler = nullptr;    // null: a stream
+    std::optional<asio::steady_timer> alarm;  // at the call's deadline
+    size_t charged = 0;                       // of the budget: its request, then its response
+    bool answered = false;                    // the peer has got its Response, or it is under way
+    bool late = false;                        // answered at its deadline
   };
 
-  static Co<void> RunUnary(std::shared_ptr<ServerConnection> self, uint32_t id,
-                           const UnaryHandler* handler, CallContext context, std::string payload);
+  static Co<void> RunUnary(std::shared_ptr<ServerConnection> self, uint32_t id, CallContext context,
+                           std::string payload, std::shared_ptr<Active> active);
   static Co<void> RunStream(std::shared_ptr<ServerConnection> self, uint32_t id,
                             const StreamHandler* handler, CallContext context,
                             std::shared_ptr<Active> active);
@@ -87,6 +93,10 @@ class ServerConnection : public std::enable_shared_from_this<ServerConnection> {
                    size_t bytes);
   void Spawn(uint32_t id, const std::shared_ptr<Active>& active, Co<void> run);
   void Finished(uint32_t id);
+  void Expire(uint32_t id);
+  // Gives back what the call holds of the budget, and takes `bytes` of it if they are there.
+  bool Charge(Active& active, size_t bytes);
+  size_t LateCalls(const UnaryHandler* handler) const;
   void Refuse(uint32_t id, const absl::Status& status);
   void RefuseStream(uint32_t id, Active& active, const absl::Status& status);
   std::vector<std::shared_ptr<Active>> Snapshot() const;
@@ -97,6 +107,9 @@ class ServerConnection : public std::enable_shared_from_this<ServerConnection> {
   const Limits limits_;
   uint32_t last_id_ = 0;
   std::map<uint32_t, std::shared_ptr<Active>> active_;
+  // Of those in active_, the ones whose peers have been told that their time ran out.
+  std::map<const UnaryHandler*, size_t> late_;
+  size_t late_calls_ = 0;
   Event finished_;
 };
 
@@ -166,28 +179,37 @@ absl::Status ServerConnection::OnRequest(const Frame& frame) {
                    absl::StrCat("request of ", frame.header.length, " bytes is too large")));
     return absl::OkStatus();
   }
-  Request request;
-  if (!request.ParseFromString(frame.body)) {
-    Refuse(id, absl::InvalidArgumentError("request does not parse"));
+  absl::StatusOr<Request> request = DecodeRequest(frame.body);
+  if (!request.ok()) {
+    Refuse(id, request.status());
     return absl::OkStatus();
   }
-  const UnaryHandler* unary = services_->FindUnary(request.service(), request.method());
+  const UnaryHandler* unary = services_->FindUnary(request->service(), request->method());
   const StreamHandler* stream =
-      unary != nullptr ? nullptr : services_->FindStream(request.service(), request.method());
+      unary != nullptr ? nullptr : services_->FindStream(request->service(), request->method());
   if (unary == nullptr && stream == nullptr) {
-    Refuse(id, absl::UnimplementedError(absl::StrCat("no method ", Quoted(request.method()),
-                                                     " of service ", Quoted(request.service()))));
+    Refuse(id, absl::UnimplementedError(absl::StrCat("no method ", Quoted(request->method()),
+                                                     " of service ", Quoted(request->service()))));
+    return absl::OkStatus();
+  }
+  if (unary != nullptr && request->timeout_nano() < 0) {
+    Refuse(id, DeadlineError());
+    return absl::OkStatus();
+  }
+  if (unary != nullptr && LateCalls(unary) >= limits_.max_streams) {
+    Refuse(id, absl::ResourceExhaustedError(
+                   "too many calls of this method run on after their deadlines"));
     return absl::OkStatus();
   }
   const size_t bytes = frame.body.size();
-  if (active_.size() >= limits_.max_streams || !budget_->Take(bytes)) {
+  if (active_.size() - late_calls_ >= limits_.max_streams || !budget_->Take(bytes)) {
     Refuse(id, absl::ResourceExhaustedError("too many calls in flight on this connection"));
     return absl::OkStatus();
   }
   if (unary != nullptr) {
-    StartUnary(id, unary, std::move(request), bytes);
+    StartUnary(id, unary, *std::move(request), bytes);
   } else {
-    StartStream(id, frame.header.flags, stream, std::move(request), bytes);
+    StartStream(id, frame.header.flags, stream, *std::move(request), bytes);
   }
   return absl::OkStatus();
 }
@@ -195,17 +217,26 @@ absl::Status ServerConnection::OnRequest(const Frame& frame) {
 void ServerConnection::StartUnary(uint32_t id, const UnaryHandler* handler, Request request,
                                   size_t bytes) {
   auto active = std::make_shared<Active>();
-  active->request_bytes = bytes;
+  active->handler = handler;
+  active->charged = bytes;
   CallContext context = ContextOf(request);
+  if (context.deadline.has_value()) {
+    active->alarm.emplace(connection_->executor(), *context.deadline);
+    active->alarm->async_wait(
+        [weak = weak_from_this(), id](const boost::system::error_code& error) {
+          const auto self = weak.lock();
+          if (!error && self != nullptr) self->Expire(id);
+        });
+  }
   Spawn(id, active,
-        RunUnary(shared_from_this(), id, handler, std::move(context),
-                 std::move(*request.mutable_payload())));
+        RunUnary(shared_from_this(), id, std::move(context), std::move(*request.mutable_payload()),
+                 active));
 }
 
 void ServerConnection::StartStream(uint32_t id, uint8_t flags, const StreamHandler* handler,
                                    Request request, size_t bytes) {
   auto active = std::make_shared<Active>();
-  active->request_bytes = bytes;
+  active->charged = bytes;
   active->stream = std::make_shared<StreamState>(connection_, budget_, id, limits_);
   // The single message of a stream that only the server writes to.
   if (!request.payload().empty() && !active->stream->Deliver(request.payload())) {
@@ -225,19 +256,26 @@ void ServerConnection::Spawn(uint32_t id, const std::shared_ptr<Active>& active,
 }
 
 Co<void> ServerConnection::RunUnary(std::shared_ptr<ServerConnection> self, uint32_t id,
-                                    const UnaryHandler* handler, CallContext context,
-                                    std::string payload) {
+                                    CallContext context, std::string payload,
+                                    std::shared_ptr<Active> active) {
   absl::StatusOr<std::string> result = absl::UnknownError("");
   try {
-    auto call = (*handler)(std::move(context), std::move(payload));
+    auto call = (*active->handler)(std::move(context), std::move(payload));
     result = co_await std::move(call);
   } catch (...) {
     result = StatusOf(std::current_exception());
   }
-  if (self->connection_->closed()) co_return;
-  auto frame = self->connection_->Queue(id, FrameType::kResponse, 0,
-                                        EncodeResponse(result, self->limits_.max_message_bytes));
+  active->alarm.reset();
+  self->Charge(*active, 0);
+  if (active->answered || self->connection_->closed()) co_return;
+  active->answered = true;
+  std::string body = EncodeResponse(result, self->limits_.max_message_bytes);
   result = std::string();
+  if (!self->Charge(*active, body.size())) {
+    result = absl::ResourceExhaustedError("too many unread responses on this connection");
+    body = EncodeResponse(result, self->limits_.max_message_bytes);
+  }
+  auto frame = self->connection_->Queue(id, FrameType::kResponse, 0, std::move(body));
   auto written = self->connection_->Written(std::move(frame));
   const absl::Status status = co_await std::move(written);
   // Failing means that the connection is gone, which its reader notices too.
@@ -254,13 +292,16 @@ Co<void> ServerConnection::RunStream(std::shared_ptr<ServerConnection> self, uin
   } catch (...) {
     result = StatusOf(std::current_exception());
   }
-  const bool answer = !active->refused && !active->stream->send_closed();
+  const bool answer = !active->answered && !active->stream->send_closed();
   active->stream->FailNow(absl::CancelledError("the stream's handler has returned"));
   if (!answer || self->connection_->closed()) co_return;
-  absl::StatusOr<std::string> response = std::string();
-  if (!result.ok()) response = result;
-  auto frame = self->connection_->Queue(id, FrameType::kResponse, 0,
-                                        EncodeResponse(response, self->limits_.max_message_bytes));
+  std::shared_ptr<Outgoing> frame;
+  if (result.ok()) {
+    frame = self->connection_->Queue(id, FrameType::kData, kRemoteClosed | kNoData, std::string());
+  } else {
+    frame = self->connection_->Queue(id, FrameType::kResponse, 0,
+                                     EncodeResponse(result, self->limits_.max_message_bytes));
+  }
   auto written = self->connection_->Written(std::move(frame));
   const absl::Status status = co_await std::move(written);
   status.IgnoreError();
@@ -294,9 +335,41 @@ void ServerConnection::OnData(Frame frame) {
 void ServerConnection::Finished(uint32_t id) {
   const auto it = active_.find(id);
   if (it == active_.end()) return;
-  budget_->Give(it->second->request_bytes);
+  const std::shared_ptr<Active> active = it->second;
   active_.erase(it);
+  active->alarm.reset();
+  Charge(*active, 0);
+  if (active->late) {
+    const auto late = late_.find(active->handler);
+    if (--late->second == 0) late_.erase(late);
+    --late_calls_;
+  }
   finished_.NotifyAll();
+}
+
+// The peer has stopped waiting; the handler may be one that must not be interrupted.
+void ServerConnection::Expire(uint32_t id) {
+  const auto it = active_.find(id);
+  if (it == active_.end() || it->second->answered) return;
+  const std::shared_ptr<Active> active = it->second;
+  active->answered = true;
+  active->late = true;
+  ++late_[active->handler];
+  ++late_calls_;
+  Refuse(id, DeadlineError());
+  active->cancel.emit(asio::cancellation_type::terminal);
+}
+
+bool ServerConnection::Charge(Active& active, size_t bytes) {
+  budget_->Give(std::exchange(active.charged, 0));
+  if (!budget_->Take(bytes)) return false;
+  active.charged = bytes;
+  return true;
+}
+
+size_t ServerConnection::LateCalls(const UnaryHandler* handler) const {
+  const auto it = late_.find(handler);
+  return it == late_.end() ? 0 : it->second;
 }
 
 void ServerConnection::Refuse(uint32_t id, const absl::Status& status) {
@@ -304,7 +377,7 @@ void ServerConnection::Refuse(uint32_t id, const absl::Status& status) {
 }
 
 void ServerConnection::RefuseStream(uint32_t id, Active& active, const absl::Status& status) {
-  if (std::exchange(active.refused, true)) return;
+  if (std::exchange(active.answered, true)) return;
   if (!active.stream->send_closed()) Refuse(id, status);
   active.stream->FailNow(status);
 }
@@ -318,7 +391,8 @@ Co<absl::Status> ServeConnection(UniqueFd socket, std::shared_ptr<const Services
       std::make_shared<ServerConnection>(executor, std::move(socket), std::move(services), limits);
   // A coroutine of its own: it must go on after a cancellation, to wait for its handlers.
   auto run = ServerConnection::Run(std::move(server));
-  co_return co_await asio::co_spawn(executor, std::move(run), asio::use_awaitable);
+  auto running = asio::co_spawn(executor, std::move(run), asio::use_awaitable);
+  co_return co_await std::move(running);
 }
 
 }  // namespace magnetar::ttrpc

@@ -66,6 +66,17 @@ class ServerTest : public ::testing::Test {
                           co_return payload;
                         });
     services_->AddUnary("t", "Deadline", Deadline);
+    services_->AddUnary("t", "Large",
+                        [](CallContext, std::string payload) -> Co<absl::StatusOr<std::string>> {
+                          co_return std::string(std::stoul(payload), 'x');
+                        });
+    services_->AddUnary("t", "Stubborn",
+                        [this](CallContext, std::string) { return Stubborn(this); });
+    services_->AddUnary("t", "Patient", [this](CallContext, std::string) { return Patient(this); });
+    services_->AddStream("t", "Silent",
+                         [](CallContext, std::shared_ptr<Stream>) -> Co<absl::Status> {
+                           co_return absl::OkStatus();
+                         });
     services_->AddStream("t", "Collect", [this](CallContext, std::shared_ptr<Stream> stream) {
       return Collect(this, std::move(stream));
     });
@@ -79,6 +90,31 @@ class ServerTest : public ::testing::Test {
     if (!context.deadline.has_value()) co_return "none";
     const auto left = *context.deadline - std::chrono::steady_clock::now();
     co_return left.count()<0 ? "past" : left> std::chrono::hours(1) ? "far" : "near";
+  }
+
+  // Runs until it is told to end, whatever happens to its call.
+  static Co<absl::StatusOr<std::string>> Stubborn(ServerTest* test) {
+    co_await asio::this_coro::reset_cancellation_state(asio::disable_cancellation());
+    ++test->running_;
+    while (test->stubborn_) {
+      auto wait = test->wake_.Wait();
+      co_await std::move(wait);
+    }
+    --test->running_;
+    co_return std::string("late");
+  }
+
+  // Runs until its call is cancelled.
+  static Co<absl::StatusOr<std::string>> Patient(ServerTest* test) {
+    struct Count {
+      int& running;
+      explicit Count(int& r) : running(r) { ++running; }
+      ~Count() { --running; }
+    } count(test->running_);
+    while (true) {
+      auto wait = test->wake_.Wait();
+      co_await std::move(wait);
+    }
   }
 
   // Reads slowly, to the end.
@@ -145,15 +181,18 @@ class ServerTest : public ::testing::Test {
     io_.run_for(time);
   }
 
-  // What the server has sent; waits until `size` bytes are there, or a while.
+  // What the server has sent; waits until `size` bytes are there, or the end.
   std::string Receive(size_t size) {
     std::string out;
-    for (int i = 0; i < 2000 && out.size() < size; ++i) {
+    const auto hang = std::chrono::steady_clock::now() + magnetar::testing::kHang;
+    while (out.size() < size && std::chrono::steady_clock::now() < hang) {
       char buffer[65536];
       const ssize_t n =
           ::recv(peer_.get(), buffer, std::min(sizeof(buffer), size - out.size()), MSG_DONTWAIT);
       if (n > 0) {
         out.append(buffer, static_cast<size_t>(n));
+      } else if (n == 0) {
+        break;
       } else {
         Work(milliseconds(1));
       }
@@ -179,7 +218,8 @@ class ServerTest : public ::testing::Test {
   }
 
   void ExpectServed(absl::StatusCode code) {
-    for (int i = 0; i < 2000 && !served_.has_value(); ++i) Work(milliseconds(1));
+    const auto hang = std::chrono::steady_clock::now() + magnetar::testing::kHang;
+    while (!served_.has_value() && std::chrono::steady_clock::now() < hang) Work(milliseconds(1));
     ASSERT_TRUE(served_.has_value());
     EXPECT_EQ(served_->code(), code) << *served_;
   }
@@ -190,6 +230,8 @@ class ServerTest : public ::testing::Test {
   UniqueFd peer_;
   std::optional<absl::Status> served_;
   Messages collected_;
+  bool stubborn_ = true;
+  int running_ = 0;
 };
 
 TEST_F(ServerTest, UnaryBytes) {
@@ -336,14 +378,90 @@ TEST_F(ServerTest, EndInsideAFrame) {
 TEST_F(ServerTest, Deadlines) {
   Start();
   const std::vector<std::pair<int64_t, std::string>> cases = {
-      {0, "none"},         {1'000'000'000, "near"}, {-1, "past"}, {7'200'000'000'000, "far"},
-      {INT64_MAX, "none"}, {INT64_MIN, "past"}};
+      {0, "none"}, {600'000'000'000, "near"}, {7'200'000'000'000, "far"}, {INT64_MAX, "none"}};
   uint32_t id = 1;
   for (const auto& [timeout, expected] : cases) {
     Send(WireFrame(id, FrameType::kRequest, 0, RequestBody("Deadline", "", timeout)));
     EXPECT_EQ(ReceiveFrame(), Answer(id, expected));
     id += 2;
   }
+}
+
+std::string Timed(uint32_t id, const std::string& method, int64_t timeout_nano) {
+  return WireFrame(id, FrameType::kRequest, 0, RequestBody(method, "", timeout_nano));
+}
+
+TEST_F(ServerTest, ADeadlineThatHasPassedIsNotServed) {
+  Start();
+  Send(Timed(1, "Stubborn", -1) + Timed(3, "Stubborn", INT64_MIN));
+  EXPECT_EQ(CodeOf(ReceiveFrame()), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(CodeOf(ReceiveFrame()), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(running_, 0);
+}
+
+TEST_F(ServerTest, TheDeadlineCancelsTheHandler) {
+  Start();
+  Send(Timed(1, "Patient", 1'000'000));
+  EXPECT_EQ(CodeOf(ReceiveFrame()), absl::StatusCode::kDeadlineExceeded);
+  while (running_ > 0) Work(milliseconds(1));
+  ExpectSilence();
+}
+
+TEST_F(ServerTest, AMethodThatHangsDoesNotTakeTheOthersAlong) {
+  Start({.max_streams = 2});
+  Send(Timed(1, "Stubborn", 1'000'000) + Timed(3, "Stubborn", 1'000'000));
+  EXPECT_EQ(CodeOf(ReceiveFrame()), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(CodeOf(ReceiveFrame()), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(running_, 2);
+  Send(Call(5, "Echo", "x"));
+  EXPECT_EQ(ReceiveFrame(), Answer(5, std::string("x")));
+  Send(Call(7, "Stubborn"));
+  EXPECT_EQ(CodeOf(ReceiveFrame()), absl::StatusCode::kResourceExhausted);
+  stubborn_ = false;
+  wake_.NotifyAll();
+  while (running_ > 0) Work(milliseconds(1));
+  ExpectSilence();
+  Send(Call(9, "Stubborn"));
+  EXPECT_EQ(ReceiveFrame(), Answer(9, std::string("late")));
+}
+
+TEST_F(ServerTest, AStreamThatEndsWellNeedsNoCloseOfItsHandler) {
+  Start();
+  Send(Open(1, "Silent"));
+  EXPECT_EQ(ReceiveFrame(), End(1));
+  ExpectSilence();
+}
+
+TEST_F(ServerTest, TooMuchMetadataIsRefusedUnbuilt) {
+  Start();
+  std::string pairs;
+  for (size_t i = 0; i < kMaxMetadataPairs; ++i) pairs += std::string("\x2a\0", 2);
+  Send(WireFrame(1, FrameType::kRequest, 0, RequestBody("Echo", "x") + pairs));
+  EXPECT_EQ(ReceiveFrame(), Answer(1, std::string("x")));
+  pairs += std::string("\x2a\0", 2);
+  Send(WireFrame(3, FrameType::kRequest, 0, pairs + RequestBody("Echo", "x")));
+  EXPECT_EQ(CodeOf(ReceiveFrame()), absl::StatusCode::kResourceExhausted);
+}
+
+TEST_F(ServerTest, UnreadResponsesCount) {
+  constexpr uint32_t kCalls = 40;
+  Start({.max_buffered_bytes = 4 << 20});
+  std::string calls;
+  for (uint32_t i = 0; i < kCalls; ++i) calls += Call(2 * i + 1, "Large", "1000000");
+  Send(calls);
+  size_t answered = 0;
+  size_t refused = 0;
+  for (uint32_t i = 0; i < kCalls; ++i) {
+    const absl::StatusCode code = CodeOf(ReceiveFrame());
+    if (code == absl::StatusCode::kOk) ++answered;
+    if (code == absl::StatusCode::kResourceExhausted) ++refused;
+  }
+  EXPECT_EQ(answered + refused, kCalls);
+  EXPECT_GE(answered, 4u);
+  EXPECT_GE(refused, 1u);
+  // What was read is free again.
+  Send(Call(2 * kCalls + 1, "Large", "1000000"));
+  EXPECT_EQ(CodeOf(ReceiveFrame()), absl::StatusCode::kOk);
 }
 
 TEST_F(ServerTest, AFloodedStreamEndsAloneAndGivesItsMemoryBack) {

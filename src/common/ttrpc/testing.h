@@ -24,10 +24,13 @@ inline std::pair<UniqueFd, UniqueFd> SocketPair() {
   return {UniqueFd(fds[0]), UniqueFd(fds[1])};
 }
 
+// However busy the machine is, only what hangs takes this long.
+inline constexpr std::chrono::seconds kHang{100};
+
 // Runs a coroutine to its end, for at most `limit`; nullopt if it takes longer.
 template <typename T>
 std::optional<T> RunFor(asio::io_context& io, Co<T> coroutine,
-                        std::chrono::steady_clock::duration limit = std::chrono::seconds(20)) {
+                        std::chrono::steady_clock::duration limit = kHang) {
   std::optional<T> result;
   std::exception_ptr thrown;
   asio::co_spawn(io, std::move(coroutine), [&](std::exception_ptr e, T value) {

@@ -1,9 +1,10 @@
 #include "src/common/ttrpc/wire.h"
 
+#include <google/protobuf/io/coded_stream.h>
+
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
-#include "wire/ttrpc.pb.h"
 
 namespace magnetar::ttrpc {
 namespace {
@@ -37,7 +38,50 @@ std::string EncodeError(absl::StatusCode code, absl::string_view message) {
   return response.SerializeAsString();
 }
 
+// How often the field stands in a message, whose bytes may be anything: it need not parse.
+size_t CountField(const std::string& message, uint32_t field) {
+  google::protobuf::io::CodedInputStream input(reinterpret_cast<const uint8_t*>(message.data()),
+                                               static_cast<int>(message.size()));
+  size_t count = 0;
+  while (const uint32_t tag = input.ReadTag()) {
+    if (tag >> 3 == field) ++count;
+    uint64_t number = 0;
+    uint32_t length = 0;
+    bool skipped = true;
+    switch (tag & 7) {
+      case 0:
+        skipped = input.ReadVarint64(&number);
+        break;
+      case 1:
+        skipped = input.Skip(8);
+        break;
+      case 2:
+        skipped = input.ReadVarint32(&length) && length <= message.size() &&
+                  input.Skip(static_cast<int>(length));
+        break;
+      case 5:
+        skipped = input.Skip(4);
+        break;
+      default:
+        // Groups, whose marks hold nothing. What stands in one is counted, too.
+        break;
+    }
+    if (!skipped) break;
+  }
+  return count;
+}
+
 }  // namespace
+
+absl::StatusOr<Request> DecodeRequest(const std::string& body) {
+  if (CountField(body, Request::kMetadataFieldNumber) > kMaxMetadataPairs) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("request with more than ", kMaxMetadataPairs, " metadata entries"));
+  }
+  Request request;
+  if (!request.ParseFromString(body)) return absl::InvalidArgumentError("request does not parse");
+  return request;
+}
 
 std::string ValidUtf8(std::string_view text, size_t max_bytes) {
   std::string out;
