@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -23,6 +24,11 @@ struct Limits {
   uint32_t stream_window_bytes = 256 << 10;
   uint32_t connection_window_bytes = 4 << 20;
   uint32_t max_streams = 1024;
+  // Beyond those, for every port but kForwardPort (ports.h): however many connections strangers
+  // have forwarded, the daemon and containerd still reach their guest.
+  uint32_t reserved_streams = 256;
+  // Within which the guest answers a Connect.
+  std::chrono::nanoseconds connect_timeout = std::chrono::seconds(10);
 };
 
 // The host's side: opens streams. It sends only once the guest has spoken, so
@@ -36,8 +42,9 @@ class Host {
   // Completes when the guest's first SETTINGS frame is in: its "ready" knock.
   // UNAVAILABLE if the channel ends before.
   virtual Co<absl::Status> Ready() = 0;
-  // The near end of a new stream to `port`, once the guest accepted it. UNAVAILABLE: the guest
-  // refused (nothing listens there) or the channel is gone.
+  // The near end of a new stream to `port`, once the guest is ready and accepted it. UNAVAILABLE:
+  // the guest refused (nothing listens there) or the channel is gone. DEADLINE_EXCEEDED: a guest
+  // that was ready did not answer within Limits::connect_timeout.
   virtual Co<absl::StatusOr<UniqueFd>> Connect(uint32_t port) = 0;
   virtual void Close() = 0;
 };

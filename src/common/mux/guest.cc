@@ -56,7 +56,7 @@ class GuestSession : public Session {
   };
 
   bool Open(int32_t id, uint32_t port) {
-    if (pumps_.size() >= limits_.max_streams) return false;
+    if (!HasRoom(port)) return false;
     auto pair = MakePair();
     if (!pair.ok()) return false;
     if (!accept_(port, std::move(pair->second)).ok()) return false;

@@ -24,9 +24,10 @@ class HostSession : public Session {
   using Session::Session;
 
   static Co<absl::Status> Ready(std::shared_ptr<HostSession> self) {
+    const asio::any_io_executor executor = co_await asio::this_coro::executor;
     while (!self->ready_) {
       if (self->ended_.has_value()) co_return self->Gone();
-      if (!self->changed_.has_value()) self->changed_.emplace(co_await asio::this_coro::executor);
+      if (!self->changed_.has_value()) self->changed_.emplace(executor);
       auto changed = self->changed_->Wait();
       co_await std::move(changed);
       const auto cancellation = co_await asio::this_coro::cancellation_state;
@@ -48,8 +49,14 @@ class HostSession : public Session {
       Request& request;
       ~Guard() { session.Forget(request); }
     } guard{*self, *request};
+    const auto deadline = Event::Clock::now() + std::chrono::duration_cast<Event::Clock::duration>(
+                                                    self->limits_.connect_timeout);
     while (!request->answer.has_value()) {
-      auto answered = request->answered.Wait();
+      if (Event::Clock::now() >= deadline) {
+        co_return absl::DeadlineExceededError(
+            absl::StrCat("the guest does not answer for port ", port));
+      }
+      auto answered = request->answered.WaitUntil(deadline);
       co_await std::move(answered);
       const auto cancellation = co_await asio::this_coro::cancellation_state;
       if (Cancelled(cancellation)) co_return absl::CancelledError("connecting to the guest");
@@ -123,7 +130,7 @@ class HostSession : public Session {
   }
 
   absl::StatusOr<std::shared_ptr<Request>> Submit(uint32_t port) {
-    if (pumps_.size() >= limits_.max_streams) {
+    if (!HasRoom(port)) {
       return absl::ResourceExhaustedError("too many streams to the guest");
     }
     auto pair = MakePair();

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "magnetar/event.h"
+#include "magnetar/ports.h"
 #include "src/common/ttrpc/testing.h"
 
 namespace magnetar::mux {
@@ -36,7 +37,8 @@ class MuxTest : public ::testing::Test {
     guest_ = Guest::Create(
         std::move(guest_end),
         [this](uint32_t port, UniqueFd stream) {
-          if (port != kPort) return absl::UnavailableError("nothing listens");
+          if (port != kPort && port != kForwardPort)
+            return absl::UnavailableError("nothing listens");
           accepted_.push_back(std::move(stream));
           return absl::OkStatus();
         },
@@ -171,7 +173,7 @@ TEST_F(MuxTest, LargeDataBothWaysAtOnce) {
                  [&](const std::exception_ptr&, std::string data) { got_down = std::move(data); });
   const auto got_up = RunFor(io_, ReadToEnd(far));
   io_.restart();
-  while (!got_down.has_value() && io_.run_one_for(std::chrono::seconds(5)) > 0) {
+  while (!got_down.has_value() && io_.run_one_for(magnetar::testing::kHang) > 0) {
   }
   EXPECT_TRUE(got_up == up);
   EXPECT_TRUE(got_down == down);
@@ -234,6 +236,7 @@ TEST_F(MuxTest, AClosedReaderStopsTheWriter) {
 TEST_F(MuxTest, ManyStreamsInARowLeaveNothing) {
   Limits limits;
   limits.max_streams = 4;
+  limits.reserved_streams = 0;
   Start(limits);
   for (int i = 0; i < 200; ++i) {
     auto [near, far] = Open();
@@ -252,10 +255,41 @@ TEST_F(MuxTest, ManyStreamsInARowLeaveNothing) {
 TEST_F(MuxTest, TooManyStreams) {
   Limits limits;
   limits.max_streams = 2;
+  limits.reserved_streams = 0;
   Start(limits);
   auto first = Open();
   auto second = Open();
   EXPECT_EQ(Connect().status().code(), absl::StatusCode::kResourceExhausted);
+}
+
+TEST_F(MuxTest, ForwardedConnectionsLeaveRoomForTheRest) {
+  Limits limits;
+  limits.max_streams = 2;
+  limits.reserved_streams = 1;
+  Start(limits);
+  const auto first = Connect(kForwardPort);
+  const auto second = Connect(kForwardPort);
+  EXPECT_TRUE(first.ok() && second.ok());
+  EXPECT_EQ(Connect(kForwardPort).status().code(), absl::StatusCode::kResourceExhausted);
+  const auto reserved = Connect(kPort);
+  EXPECT_TRUE(reserved.ok()) << reserved.status();
+  EXPECT_EQ(Connect(kPort).status().code(), absl::StatusCode::kResourceExhausted);
+}
+
+TEST_F(MuxTest, AGuestThatDoesNotAnswerIsNotWaitedForForEver) {
+  Limits limits;
+  limits.max_streams = 1;
+  limits.reserved_streams = 0;
+  limits.connect_timeout = std::chrono::milliseconds(10);
+  auto [host_end, guest_end] = SocketPair();
+  host_ = Host::Create(std::move(host_end), limits);
+  asio::co_spawn(io_, host_->Run(), asio::detached);
+  const std::string settings("\0\0\0\4\0\0\0\0\0", 9);
+  ASSERT_EQ(::send(guest_end.get(), settings.data(), settings.size(), 0), 9);
+  // Again and again: what was given up leaves nothing behind.
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(Connect().status().code(), absl::StatusCode::kDeadlineExceeded);
+  }
 }
 
 TEST_F(MuxTest, ManyStreamsAtOnce) {
@@ -289,6 +323,22 @@ TEST_F(MuxTest, GarbageFromTheHost) {
   EXPECT_FALSE(RunFor(io_, guest->Run()).value_or(absl::OkStatus()).ok());
 }
 
+// nghttp2 quotes a bad header in its error, which ends up in a log.
+TEST_F(MuxTest, ErrorsAreOneLineWhateverThePeerSent) {
+  auto [host_end, guest_end] = SocketPair();
+  auto guest =
+      Guest::Create(std::move(guest_end), [](uint32_t, UniqueFd) { return absl::OkStatus(); });
+  const std::string settings("\0\0\0\4\0\0\0\0\0", 9);
+  const std::string bad_header("\0\0\x0b\1\4\0\0\0\1\0\3a\nb\5c\033d\re", 20);
+  const std::string short_ping("\0\0\1\6\0\0\0\0\0x", 10);
+  const std::string bytes = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + bad_header + short_ping;
+  ASSERT_EQ(::send(host_end.get(), bytes.data(), bytes.size(), 0),
+            static_cast<ssize_t>(bytes.size()));
+  const absl::Status status = RunFor(io_, guest->Run()).value_or(absl::OkStatus());
+  EXPECT_NE(status.ToString().find("a\\nb"), std::string::npos) << status;
+  for (const char c : status.ToString()) EXPECT_GE(c, ' ');
+}
+
 TEST_F(MuxTest, ConnectCanBeCancelled) {
   auto [host_end, guest_end] = SocketPair();
   host_ = Host::Create(std::move(host_end));
@@ -306,7 +356,7 @@ TEST_F(MuxTest, ConnectCanBeCancelled) {
 TEST_F(MuxTest, Throughput) {
   Start();
   auto [near, far] = Open();
-  constexpr size_t kBytes = 256 << 20;
+  constexpr size_t kBytes = 64 << 20;
   asio::co_spawn(
       io_,
       [](Socket& socket) -> Co<void> {

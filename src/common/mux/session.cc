@@ -7,8 +7,11 @@
 #include <cerrno>
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "magnetar/event.h"
+#include "magnetar/ports.h"
 #include "magnetar/status.h"
 
 namespace magnetar::mux {
@@ -95,7 +98,9 @@ struct Session::Callbacks {
   }
 
   static int OnError(nghttp2_session*, int, const char* message, size_t size, void* user_data) {
-    Of(user_data).last_error_.assign(message, std::min<size_t>(size, 200));
+    // It quotes what the peer sent.
+    Of(user_data).last_error_ =
+        absl::CHexEscape(absl::string_view(message, std::min<size_t>(size, 200)));
     return 0;
   }
 
@@ -137,7 +142,7 @@ absl::Status Session::Start() {
 
   const std::array<nghttp2_settings_entry, 4> settings = {{
       {NGHTTP2_SETTINGS_ENABLE_PUSH, 0},
-      {NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS, limits_.max_streams},
+      {NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS, limits_.max_streams + limits_.reserved_streams},
       {NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, limits_.stream_window_bytes},
       {NGHTTP2_SETTINGS_MAX_FRAME_SIZE, kFrameBytes},
   }};
@@ -313,6 +318,11 @@ absl::StatusOr<std::pair<UniqueFd, UniqueFd>> Session::MakePair() {
     return ErrnoStatus(errno, "socketpair");
   }
   return std::pair(UniqueFd(fds[0]), UniqueFd(fds[1]));
+}
+
+bool Session::HasRoom(uint32_t port) const {
+  const uint32_t reserved = port == kForwardPort ? 0 : limits_.reserved_streams;
+  return pumps_.size() < limits_.max_streams + reserved;
 }
 
 std::shared_ptr<Session::Pump> Session::AddPump(int32_t id, UniqueFd near) {

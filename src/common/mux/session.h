@@ -59,6 +59,8 @@ class Session : public std::enable_shared_from_this<Session> {
 
   // Both ends of a new stream; the far one is for the user.
   static absl::StatusOr<std::pair<UniqueFd, UniqueFd>> MakePair();
+  // Whether one more stream to this port is within the limits.
+  bool HasRoom(uint32_t port) const;
   std::shared_ptr<Pump> AddPump(int32_t id, UniqueFd near);
   static nghttp2_data_provider PumpData();
   void Reset(int32_t id, uint32_t code);
