@@ -37,6 +37,8 @@ namespace {
 
 // Mounts and unmounts, which wait for devices and for the host.
 constexpr unsigned kBlockingThreads = 3;
+// Reads of counters, which wait for nothing.
+constexpr unsigned kCounterThreads = 1;
 
 Co<void> ServeAgent(UniqueFd connection, std::shared_ptr<const ttrpc::Services> services) {
   auto serve = ttrpc::ServeConnection(std::move(connection), std::move(services));
@@ -68,6 +70,7 @@ class Server {
   asio::io_context main_loop_{1};
   const asio::any_io_executor executor_ = main_loop_.get_executor();
   asio::thread_pool blocking_{kBlockingThreads};
+  asio::thread_pool counters_{kCounterThreads};
   asio::thread_pool setup_{1};
   const GuestPaths guest_paths_;
   Reaper reaper_{executor_};
@@ -79,6 +82,7 @@ class Server {
   Pod pod_{PodPaths(), ConfigureNetwork};
   TaskManager tasks_;
   TaskConnections task_connections_{executor_, tasks_, streams_};
+  Forwards forwards_{executor_};
   std::shared_ptr<const ttrpc::Services> agent_;
   Transport transport_;
 };
@@ -92,6 +96,7 @@ Server::Server()
                              .mounts = &mounts_,
                              .cgroup_events = &cgroup_events_,
                              .blocking = &blocking_,
+                             .counters = &counters_,
                              .vmm_pid = [this] { return pod_.vmm_pid(); },
                              .hold_pid_namespace = [this] { return pod_.HoldPidNamespace(); }}),
       agent_(MakeAgentServices(AgentParts{.tasks = &tasks_,
@@ -119,7 +124,7 @@ void Server::Connected(uint32_t port, UniqueFd connection) {
       asio::co_spawn(main_loop_, ServeAgent(std::move(connection), agent_), asio::detached);
       break;
     case kForwardPort:
-      asio::co_spawn(main_loop_, ServeForward(std::move(connection)), asio::detached);
+      forwards_.Serve(std::move(connection));
       break;
     default:
       break;

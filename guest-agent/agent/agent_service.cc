@@ -4,11 +4,18 @@
 #include <unistd.h>
 
 #include <boost/asio/cancellation_state.hpp>
+#include <boost/asio/post.hpp>
 #include <boost/asio/this_coro.hpp>
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <thread>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "guest-agent/transport/clock.h"
 #include "guest-agent/util/log.h"
+#include "guest-agent/util/notifier.h"
 #include "magnetar/blocking.h"
 #include "magnetar/ports.h"
 #include "magnetar/status.h"
@@ -18,16 +25,37 @@ namespace {
 
 namespace v1 = agent::v1;
 
+using SteadyClock = std::chrono::steady_clock;
+
 constexpr char kAgent[] = "magnetar.agent.v1.Agent";
+
+// Daemons before this one did not exist; it rises when the agent drops what they need.
+constexpr uint32_t kMinimumProtocol = 1;
+
+// See HelloResponse in agent.proto.
+constexpr const char* kFeatures[] = {"release-retry", "shutdown-deadline"};
+
+// What a Shutdown without a timeout may take.
+constexpr auto kShutdownTimeout = std::chrono::seconds(2);
 
 template <typename T>
 using Result = Co<absl::StatusOr<T>>;
 
 Result<v1::HelloResponse> Hello(std::shared_ptr<const AgentParts> parts, v1::HelloRequest request) {
-  AdjustClock(request.host_time_ns());
+  if (request.protocol() < kMinimumProtocol) {
+    co_return absl::FailedPreconditionError(absl::StrCat("the daemon speaks protocol ",
+                                                         request.protocol(), ", this guest needs ",
+                                                         kMinimumProtocol, " or later"));
+  }
+  if (parts->pod->sandbox_id().empty()) {
+    StepClock(request.host_time_ns());
+  } else {
+    AdjustClock(request.host_time_ns());
+  }
   Log(LogLevel::kInfo, "daemon connected version=", request.daemon_version(),
       " protocol=", request.protocol());
   v1::HelloResponse response;
+  for (const char* feature : kFeatures) response.add_features(feature);
   response.set_protocol(kAgentProtocol);
   response.set_agent_version(parts->version);
   utsname name;
@@ -82,20 +110,51 @@ Result<v1::ListContainersResponse> ListContainers(std::shared_ptr<const AgentPar
   co_return response;
 }
 
+// Runs a blocking step on a thread of its own, because what it is to save may be what the
+// pools are stuck in. DEADLINE_EXCEEDED: it goes on alone.
+Co<absl::Status> RunAside(std::function<absl::Status()> step, SteadyClock::time_point deadline) {
+  struct State {
+    explicit State(const asio::any_io_executor& executor) : done(executor) {}
+    Event done;
+    absl::Status status;
+  };
+  const asio::any_io_executor executor = co_await asio::this_coro::executor;
+  auto state = std::make_shared<State>(executor);
+  std::thread([executor, state, step = std::move(step)] {
+    const absl::Status status = step();
+    asio::post(executor, [state, status] {
+      state->status = status;
+      state->done.Set();
+    });
+  }).detach();
+  const bool done = co_await state->done.WaitUntil(deadline);
+  if (!done) co_return absl::DeadlineExceededError("the guest's file systems are not synced");
+  co_return state->status;
+}
+
 Result<v1::ShutdownResponse> Shutdown(std::shared_ptr<const AgentParts> parts,
                                       v1::ShutdownRequest request) {
   co_await asio::this_coro::reset_cancellation_state(asio::disable_cancellation());
   Log(LogLevel::kInfo, "shutdown timeout_ms=", request.timeout_ms());
-  auto remove = parts->tasks->DeleteAll();
-  co_await std::move(remove);
-  auto step = [parts]() -> absl::Status {
-    const absl::Status status = parts->unmount_shared();
+  const std::chrono::milliseconds timeout = request.timeout_ms() == 0
+                                                ? kShutdownTimeout
+                                                : std::chrono::milliseconds(request.timeout_ms());
+  const auto deadline = SteadyClock::now() + timeout;
+  // The last quarter is left for the sync, whatever became of the containers.
+  auto close = parts->tasks->Close(deadline - timeout / 4);
+  absl::Status status = co_await std::move(close);
+  auto finish = [unmount_shared = parts->unmount_shared]() -> absl::Status {
+    // Before anything that can get stuck on a host that does not answer.
     ::sync();
-    return status;
+    return unmount_shared();
   };
-  auto run = RunStep(parts->setup, std::move(step));
-  const absl::Status status = co_await std::move(run);
-  if (!status.ok()) co_return status;
+  auto aside = RunAside(std::move(finish), deadline);
+  const absl::Status finished = co_await std::move(aside);
+  if (status.ok()) status = finished;
+  if (!status.ok()) {
+    Log(LogLevel::kError, "shutdown left something: ", status.ToString());
+    co_return status;
+  }
   co_return v1::ShutdownResponse();
 }
 

@@ -18,6 +18,9 @@ struct HostRequests::Waiting {
   agent::v1::HostRequest request;
   Event answered;
   agent::v1::HostResponse response;
+  // Of a release.
+  bool retry = true;
+  std::chrono::milliseconds pause{0};
 };
 
 struct HostRequests::Connection {
@@ -48,11 +51,40 @@ HostRequests::HostRequests(const asio::any_io_executor& executor, HostRequestTim
 
 std::shared_ptr<HostRequests::Waiting> HostRequests::Enqueue(agent::v1::HostRequest request) {
   auto waiting = std::make_shared<Waiting>(executor_);
-  request.set_id(next_id_++);
   waiting->request = std::move(request);
+  Enqueue(waiting);
+  return waiting;
+}
+
+void HostRequests::Enqueue(const std::shared_ptr<Waiting>& waiting) {
+  waiting->request.set_id(next_id_++);
   waiting_[waiting->request.id()] = waiting;
   changed_.Notify();
-  return waiting;
+}
+
+void HostRequests::Retry(const std::shared_ptr<Waiting>& release) {
+  if (refused_.erase(release->request.id()) > 0) Enqueue(release);
+}
+
+Co<void> HostRequests::RetryLater(HostRequests* self, std::shared_ptr<Waiting> release) {
+  release->pause = std::clamp(release->pause * 2, self->times_.retry, self->times_.max_retry);
+  const uint64_t id = release->request.id();
+  const auto deadline = Clock::now() + release->pause;
+  // It may have been sent again meanwhile, to another daemon.
+  while (self->refused_.contains(id) && Clock::now() < deadline) {
+    co_await self->changed_.WaitUntil(deadline);
+  }
+  if (self->refused_.contains(id)) self->Retry(release);
+}
+
+void HostRequests::SettleReleases(const std::string& container_id) {
+  const auto refused = refused_;
+  for (const auto& [id, release] : refused) {
+    if (release->request.release().container_id() == container_id) Retry(release);
+  }
+  for (const auto& [id, waiting] : waiting_) {
+    if (waiting->request.release().container_id() == container_id) waiting->retry = false;
+  }
 }
 
 Co<absl::StatusOr<agent::v1::PreparedContainer>> HostRequests::Prepare(
@@ -64,6 +96,7 @@ Co<absl::StatusOr<agent::v1::PreparedContainer>> HostRequests::Prepare(
   if (connection_ == nullptr) {
     co_return absl::UnavailableError("the sandbox's daemon is not connected");
   }
+  SettleReleases(container_id);
   agent::v1::HostRequest request;
   request.mutable_prepare()->set_container_id(container_id);
   for (std::string& type : rootfs_mount_types) {
@@ -96,7 +129,8 @@ Co<void> HostRequests::Release(std::string container_id) {
   if (!waiting->answered.IsSet()) {
     Log(LogLevel::kWarn, "release of container kept for the next daemon container=", container_id);
   } else if (waiting->response.code() != 0) {
-    Log(LogLevel::kError, "release of container failed container=", container_id,
+    Log(LogLevel::kError,
+        "release of container failed and will be asked for again container=", container_id,
         " error=", waiting->response.message());
   }
 }
@@ -121,6 +155,10 @@ absl::Status HostRequests::HandleAnswer(const std::string& message) {
   const std::shared_ptr<Waiting> waiting = it->second;
   waiting_.erase(it);
   waiting->response = std::move(response);
+  if (waiting->request.has_release() && waiting->response.code() != 0 && waiting->retry) {
+    refused_[waiting->request.id()] = waiting;
+    asio::co_spawn(executor_, RetryLater(this, waiting), asio::detached);
+  }
   waiting->answered.Set();
   changed_.Notify();
   return absl::OkStatus();
@@ -151,24 +189,32 @@ Co<absl::Status> HostRequests::Serve(std::shared_ptr<ttrpc::Stream> stream) {
     connection_->stream->Cancel();
   }
   connection_ = connection;
+  // What the last daemon could not do, this one may.
+  const auto refused = refused_;
+  for (const auto& [id, release] : refused) Retry(release);
   changed_.Notify();
   asio::co_spawn(executor_, ReceiveAnswers(this, connection), asio::detached);
   absl::Status status;
   while (status.ok() && !connection->over) {
     std::string next;
+    uint64_t event = 0;
     const auto waiting = waiting_.upper_bound(connection->sent);
     if (waiting != waiting_.end()) {
       connection->sent = waiting->first;
       next = waiting->second->request.SerializeAsString();
     } else if (!events_.empty()) {
       next = events_.front().SerializeAsString();
-      events_.pop_front();
+      event = events_.front().id();
     } else {
       co_await changed_.Wait();
       continue;
     }
     auto send = connection->stream->Send(std::move(next));
     status = co_await std::move(send);
+    // An event that could not be sent is the next daemon's. Meanwhile it may have been dropped.
+    if (status.ok() && event != 0 && !events_.empty() && events_.front().id() == event) {
+      events_.pop_front();
+    }
   }
   connection->over = true;
   if (status.ok()) status = connection->reason;

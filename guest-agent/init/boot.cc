@@ -6,6 +6,7 @@
 #include <linux/reboot.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
@@ -35,6 +36,10 @@ struct SystemMount {
   unsigned long flags;
   const char* data;
 };
+
+// What containerd gives its containers on a host (and fs.nr_open, the kernel's own limit): they
+// inherit it from PID 1. The kernel's 1024 and 4096 would be too few for the agent, too.
+constexpr rlim_t kOpenFiles = 1048576;
 
 constexpr unsigned long kSafe = MS_NOSUID | MS_NODEV | MS_NOEXEC;
 
@@ -110,6 +115,12 @@ absl::Status PrepareCgroups() {
   return EnableControllers(pod);
 }
 
+absl::Status RaiseFileLimit() {
+  const rlimit limit = {kOpenFiles, kOpenFiles};
+  if (::setrlimit(RLIMIT_NOFILE, &limit) != 0) return ErrnoStatus(errno, "limit of open files");
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 bool InInitrd() {
@@ -148,6 +159,7 @@ absl::Status PrepareRoot() {
                                 "/run/magnetar/containers", "/run/magnetar/pod"}) {
     MAGNETAR_RETURN_IF_ERROR(MakeDirectories(directory));
   }
+  MAGNETAR_RETURN_IF_ERROR(RaiseFileLimit());
   return PrepareCgroups();
 }
 

@@ -14,8 +14,8 @@ bool InInitrd();
 // it fails.
 absl::Status SwitchToRootImage();
 
-// Second life: /proc, /sys, /dev, /run, /tmp, cgroup2, the remaining modules, and
-// the agent's own directories and cgroups.
+// Second life: /proc, /sys, /dev, /run, /tmp, cgroup2, the remaining modules, the limit of
+// open files, and the agent's own directories and cgroups.
 absl::Status PrepareRoot();
 
 // Ends the VM at once (QEMU and the others run with "no reboot").

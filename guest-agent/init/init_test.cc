@@ -9,10 +9,28 @@
 #include "guest-agent/init/modules.h"
 #include "guest-agent/init/reaper.h"
 #include "guest-agent/testing/loop.h"
+#include "guest-agent/util/notifier.h"
 #include "guest-agent/util/spawn.h"
 
 namespace magnetar::guest {
 namespace {
+
+TEST(Event, ItsWaitersDoNotEndEachOther) {
+  testing::Loop loop;
+  Event event(loop.executor());
+  bool told = false;
+  asio::co_spawn(loop.context, event.Wait(), [&](std::exception_ptr, bool set) { told = set; });
+  std::optional<bool> later;
+  asio::co_spawn(loop.context, event.WaitFor(std::chrono::hours(1)),
+                 [&](std::exception_ptr, bool set) { later = set; });
+  EXPECT_FALSE(loop.Run(event.WaitFor(std::chrono::milliseconds(1))));
+  loop.Settle(std::chrono::milliseconds(10));
+  EXPECT_FALSE(told);
+  EXPECT_FALSE(later.has_value());
+  event.Set();
+  loop.Until([&] { return told && later.has_value(); });
+  EXPECT_TRUE(*later);
+}
 
 TEST(KernelCommandLine, IsReadWordByWord) {
   const BootOptions mux = ParseKernelCommandLine("quiet magnetar.log=debug console=ttyS0\n");
@@ -42,6 +60,9 @@ class ReaperTest : public ::testing::Test {
     EXPECT_TRUE(pid.ok());
     return pid.value_or(-1);
   }
+  void UntilReaped(pid_t pid) {
+    loop_.Until([pid] { return ::kill(pid, 0) != 0; });
+  }
 
   testing::Loop loop_;
   Reaper reaper_;
@@ -57,7 +78,7 @@ TEST_F(ReaperTest, TellsHowAProcessEnded) {
 TEST_F(ReaperTest, KeepsAnEndThatCameEarly) {
   const Reaper::Window window(reaper_);
   const pid_t pid = Shell("exit 3");
-  loop_.Settle(std::chrono::milliseconds(200));
+  UntilReaped(pid);
   EXPECT_EQ(loop_.Run(reaper_.Wait(pid)).status, 3U);
 }
 
@@ -66,7 +87,7 @@ TEST_F(ReaperTest, ForgetsWhatNobodyAskedFor) {
   {
     const Reaper::Window window(reaper_);
     pid = Shell("exit 3");
-    loop_.Settle(std::chrono::milliseconds(200));
+    UntilReaped(pid);
   }
   bool told = false;
   reaper_.Watch(pid, [&](Exit) { told = true; });

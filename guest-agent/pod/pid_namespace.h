@@ -8,8 +8,10 @@
 
 namespace magnetar::guest {
 
-// Starts `binary` as the first process of a new pid namespace, with kPauseArgument,
-// and binds the namespace to `path`. Returns its pid.
+// Starts `binary` as the first process of a new pid namespace, with kPauseArgument, and binds
+// the namespace to `path`. Returns its pid. A container that may trace processes reaches
+// whatever this one has, so it has nothing: an empty root in a mount namespace of its own,
+// no capability and no way to get one, no descriptor, nobody's user id. `binary` is static.
 absl::StatusOr<pid_t> StartPidNamespace(const std::string& binary, const std::string& path);
 
 inline constexpr char kPauseArgument[] = "--pause";

@@ -92,8 +92,8 @@ absl::Status Pod::WriteFiles(const agent::v1::SetupSandboxRequest& request) {
       {"hostname", request.hostname().empty() ? "" : absl::StrCat(request.hostname(), "\n")},
       {"hosts", request.hosts()},
       {"resolv.conf", request.resolv_conf()}};
+  // All of them, empty ones too: containers get them bound without a look at what is in them.
   for (const auto& [name, contents] : files) {
-    if (contents.empty()) continue;
     MAGNETAR_RETURN_IF_ERROR(WritePodFile(absl::StrCat(paths_.pod, "/", name), contents));
   }
   return absl::OkStatus();

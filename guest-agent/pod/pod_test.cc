@@ -52,5 +52,22 @@ TEST(Pod, RefusesAnotherSandboxAndStrangeRequests) {
   EXPECT_EQ(pod.sandbox_id(), "");
 }
 
+TEST(Pod, WritesAllFilesThatContainersGetBound) {
+  const testing::TempDir dir;
+  // Here the set-up ends: what follows needs a guest.
+  dir.Write("pod/shm", "");
+  PodPaths paths;
+  paths.pod = dir / "pod";
+  Pod pod(paths, [](const agent::v1::Network&) { return absl::OkStatus(); });
+  agent::v1::SetupSandboxRequest request;
+  request.set_sandbox_id("x");
+  request.set_vmm_pid(1);
+  request.set_hosts("127.0.0.1 localhost\n");
+  EXPECT_FALSE(pod.Setup(request).ok());
+  EXPECT_EQ(dir.Read("pod/hosts"), "127.0.0.1 localhost\n");
+  EXPECT_EQ(dir.Read("pod/hostname"), "");
+  EXPECT_EQ(dir.Read("pod/resolv.conf"), "");
+}
+
 }  // namespace
 }  // namespace magnetar::guest

@@ -64,8 +64,7 @@ void OutputStream::Abandon() {
   EndSource();
 }
 
-Co<void> OutputStream::WaitSent(std::chrono::nanoseconds timeout) {
-  const auto deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(timeout);
+Co<void> OutputStream::WaitSent(Clock::time_point deadline) {
   while (!end_sent_ && peer_ != nullptr && Clock::now() < deadline) {
     co_await changed_.WaitUntil(deadline);
   }

@@ -40,9 +40,9 @@ class OutputStream : public std::enable_shared_from_this<OutputStream> {
   void Abandon();
 
   bool attached() const { return peer_ != nullptr; }
-  // Returns when the end has been sent, or at `timeout`, or when nobody is
+  // Returns when the end has been sent, or at `deadline`, or when nobody is
   // attached to whom it could be sent.
-  Co<void> WaitSent(std::chrono::nanoseconds timeout);
+  Co<void> WaitSent(std::chrono::steady_clock::time_point deadline);
 
   // Serves one attachment until it is over. A new one takes over from the old
   // (which ends with CANCELLED) and from its first unsent byte.

@@ -1,6 +1,7 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include <boost/asio/executor_work_guard.hpp>
@@ -163,8 +164,7 @@ TEST_F(StreamingTest, DropsALateWindowUpdate) {
   EXPECT_TRUE(loop_.Run(ReadOutput(*stream, 65536)).ended);
   EXPECT_TRUE(loop_.Run((*stream)->Send(WindowUpdateFrame(65536))).ok());
   EXPECT_TRUE(loop_.Run((*stream)->CloseSend()).ok());
-  loop_.Settle();
-  EXPECT_FALSE((*output)->attached());
+  loop_.Until([&] { return !(*output)->attached(); });
 }
 
 TEST_F(StreamingTest, WritesStdinAndClosesItInOrder) {
@@ -184,7 +184,10 @@ TEST_F(StreamingTest, WritesStdinAndClosesItInOrder) {
   const auto input = registry_.ClaimInput("c-stdin");
   ASSERT_TRUE(input.ok());
   (*input)->SetSink(pipe.Nonblocking(std::move(pipe.write)), /*terminal=*/false);
-  loop_.Settle();
+  loop_.Until([&] {
+    pollfd ended = {pipe.read.get(), POLLIN, 0};
+    return ::poll(&ended, 1, 0) == 1 && (ended.revents & POLLHUP) != 0;
+  });
   char buffer[64];
   EXPECT_EQ(::read(pipe.read.get(), buffer, sizeof(buffer)), 11);
   EXPECT_EQ(std::string(buffer, 11), "hello world");
@@ -201,7 +204,7 @@ TEST_F(StreamingTest, KeepsAFewInputsThatCameTooEarly) {
     wire->client->Close();
     loop_.Settle(std::chrono::milliseconds(5));
   }
-  EXPECT_EQ(registry_.size(), StreamRegistry::kMaxLeftBehind);
+  loop_.Until([this] { return registry_.size() == StreamRegistry::kMaxLeftBehind; });
   EXPECT_TRUE((*registry_.ClaimInput("e11-stdin"))->ended());
   EXPECT_FALSE((*registry_.ClaimInput("e0-stdin"))->ended());
 }
@@ -250,8 +253,7 @@ TEST_F(StreamingTest, BoundsAndForgetsStreamsThatNobodyNames) {
   EXPECT_EQ(Open(*more, "more-stdout").status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(registry_.size(), StreamRegistry::kMaxUnclaimed);
   for (auto& wire : wires) wire->client->Close();
-  loop_.Settle();
-  EXPECT_EQ(registry_.size(), 0U);
+  loop_.Until([this] { return registry_.size() == 0; });
 }
 
 TEST_F(StreamingTest, RefusesStrangeNamesAndFrames) {

@@ -27,7 +27,10 @@ void CgroupEvents::Stop() {
 }
 
 absl::StatusOr<int> CgroupEvents::Add(const std::string& file, std::function<void()> changed) {
-  const int watch = ::inotify_add_watch(inotify_.native_handle(), file.c_str(), IN_MODIFY);
+  // Without the second flag another watch of the same file would silently take the place of
+  // the first.
+  const int watch =
+      ::inotify_add_watch(inotify_.native_handle(), file.c_str(), IN_MODIFY | IN_MASK_CREATE);
   if (watch < 0) return ErrnoStatus(errno, absl::StrCat("watch ", file));
   watches_[watch] = std::make_shared<std::function<void()>>(std::move(changed));
   return watch;

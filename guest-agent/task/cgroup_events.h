@@ -24,7 +24,8 @@ class CgroupEvents {
   absl::Status Start();
   void Stop();
 
-  // Calls back on each change of `file` until Remove(), or the file's end.
+  // Calls back on each change of `file` until Remove(), or the file's end. One watch per
+  // file at a time: ALREADY_EXISTS.
   absl::StatusOr<int> Add(const std::string& file, std::function<void()> changed);
   void Remove(int watch);
 

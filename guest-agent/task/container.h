@@ -57,6 +57,9 @@ struct Process {
   std::string exec_id;
   // In the guest; 0 before there is one. It never leaves the guest.
   pid_t pid = 0;
+  // Reaped, though what follows from its end may not have happened yet: the pid may be
+  // another's by now.
+  bool reaped = false;
   State state = State::kCreated;
   std::unique_ptr<ProcessIo> io;
   // An exec's OCI process as JSON.
@@ -73,7 +76,10 @@ struct Process {
 
 struct Container {
   explicit Container(const asio::any_io_executor& executor)
-      : init(std::make_shared<Process>(executor)), changed(executor) {}
+      : create_ended(executor),
+        control(executor),
+        init(std::make_shared<Process>(executor)),
+        changed(executor) {}
 
   std::string id;
   // containerd's own bundle on the host, which State repeats.
@@ -82,12 +88,15 @@ struct Container {
   std::string directory;
   // Directory of the cgroup.
   std::string cgroup;
-  // False while Create is under way.
+  // False while Create is under way, and after a Create that failed and could not be undone.
   bool created = false;
+  // Deleted while Create was under way, which undoes it.
+  bool doomed = false;
+  // Create has succeeded, or failed and undone what it could.
+  Event create_ended;
   bool paused = false;
-  // Its first process is not the init of a pid namespace of its own, so that the
-  // others do not die with it by themselves.
-  bool shared_pid_namespace = false;
+  // Pause, Resume and Update of one container exclude each other.
+  AsyncMutex control;
   // The host was asked to prepare it, so it must be told to release it.
   bool prepared = false;
   // Kills by the kernel that were told to the host, and the watch that tells them.

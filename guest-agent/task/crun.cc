@@ -1,5 +1,7 @@
 #include "guest-agent/task/crun.h"
 
+#include <fcntl.h>
+
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <utility>
@@ -12,6 +14,7 @@
 #include "guest-agent/util/spawn.h"
 #include "magnetar/files.h"
 #include "magnetar/status.h"
+#include "magnetar/unique_fd.h"
 
 namespace magnetar::guest {
 namespace {
@@ -45,6 +48,10 @@ class Crun : public OciRuntime {
   }
 
   Co<absl::Status> Start(std::string id) override {
+    // crun opens this fifo for writing, which waits for ever if the process that reads it, the
+    // container's first one, has just died. With a reader here it never waits.
+    const std::string fifo = absl::StrCat(paths_.root, "/", id, "/exec.fifo");
+    const UniqueFd reader(::open(fifo.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
     std::vector<std::string> arguments = {"start", id};
     auto run = Run("start", std::move(arguments), ProcessStdio());
     co_return co_await std::move(run);

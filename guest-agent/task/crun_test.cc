@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
+#include "absl/strings/str_cat.h"
 #include "guest-agent/task/spec.h"
 #include "guest-agent/testing/loop.h"
 #include "guest-agent/testing/temp_dir.h"
@@ -66,6 +67,20 @@ TEST_F(CrunTest, TellsTheReasonOfAFailure) {
   EXPECT_THAT(dir_.Read("1.log"), ::testing::StartsWith("<NOT_FOUND"));
 }
 
+// As crun does it when the container's process has died after crun looked at it.
+TEST_F(CrunTest, AStartDoesNotWaitForADeadContainer) {
+  CrunPaths paths;
+  dir_.Write("crun", absl::StrCat("#!/bin/sh\necho >", dir_ / "root/id/exec.fifo", "\n"));
+  ::chmod((dir_ / "crun").c_str(), 0755);
+  dir_.Write("root/id/status", "");
+  ASSERT_EQ(::mkfifo((dir_ / "root/id/exec.fifo").c_str(), 0600), 0);
+  paths.binary = dir_ / "crun";
+  paths.root = dir_ / "root";
+  paths.scratch = dir_.path();
+  const auto crun = MakeCrun(reaper_, paths);
+  EXPECT_EQ(loop_.Run(crun->Start("id")), absl::OkStatus());
+}
+
 TEST_F(CrunTest, TellsAStatusWithoutAReason) {
   auto crun = Make("exit 5\n");
   EXPECT_EQ(loop_.Run(crun->Delete("id")).message(), "crun delete: crun ended with status 5");
@@ -81,14 +96,27 @@ TEST(Spec, TellsWhoseThePidNamespaceIs) {
   const auto own = ReadSpecFacts(
       R"({"linux":{"cgroupsPath":"/pod/x","namespaces":[{"type":"mount"},{"type":"pid"}]}})");
   ASSERT_TRUE(own.ok());
-  EXPECT_FALSE(own->shared_pid_namespace);
+  EXPECT_FALSE(own->needs_pod_pid_namespace);
   EXPECT_EQ(own->cgroups_path, "/pod/x");
+  const auto pods = ReadSpecFacts(R"({"linux":{"cgroupsPath":"/pod/x","namespaces":[{"type":"pid",)"
+                                  R"("path":"/run/magnetar/pod/ns/pid"}]}})");
+  ASSERT_TRUE(pods.ok());
+  EXPECT_TRUE(pods->needs_pod_pid_namespace);
   const auto none = ReadSpecFacts(R"({"linux":{"cgroupsPath":"/pod/x"}})");
   ASSERT_TRUE(none.ok());
-  EXPECT_TRUE(none->shared_pid_namespace);
   EXPECT_FALSE(none->needs_pod_pid_namespace);
   EXPECT_FALSE(ReadSpecFacts(R"({"linux":[]})").ok());
   EXPECT_FALSE(ReadSpecFacts(R"({"linux":{"cgroupsPath":7}})").ok());
+}
+
+TEST(Spec, AnExecHasNoSecurityLabelsOfTheHost) {
+  EXPECT_EQ(*GuestProcess(R"({"args":["a"],"selinuxLabel":"l","apparmorProfile":"p","x":1})"),
+            R"({"args":["a"],"x":1})");
+  const std::string plain = R"({ "args": ["a"], "rlimits": [{"hard": 18446744073709551615}] })";
+  EXPECT_EQ(*GuestProcess(plain), plain);
+  for (const char* strange : {"", "[]", "7", "{"}) {
+    EXPECT_EQ(GuestProcess(strange).status().code(), absl::StatusCode::kInvalidArgument) << strange;
+  }
 }
 
 }  // namespace

@@ -103,6 +103,8 @@ absl::Status ProcessIo::ConnectTerminal() {
   console_listener_.reset();
   if (!master.ok()) return master.status();
   master_ = *std::move(master);
+  // A terminal of the wrong size is still a terminal.
+  if (size_) ResizeConsole(master_.get(), size_->first, size_->second).IgnoreError();
   auto reader = Duplicate(master_);
   if (!reader.ok()) return reader.status();
   if (out_ == nullptr) {
@@ -132,7 +134,8 @@ absl::Status ProcessIo::Connect() {
 
 absl::Status ProcessIo::Resize(uint32_t columns, uint32_t rows) {
   if (!uris_.terminal) return absl::FailedPreconditionError("the process has no terminal");
-  // A terminal that is already gone has no size; containerd asks late as a matter of course.
+  size_.emplace(columns, rows);
+  // Not there yet, or already gone: containerd asks early and late as a matter of course.
   if (!master_.ok()) return absl::OkStatus();
   return ResizeConsole(master_.get(), columns, rows);
 }
@@ -156,8 +159,9 @@ void ProcessIo::LoseCaller() {
 
 Co<void> ProcessIo::Finish() {
   const std::shared_ptr<OutputStream> outputs[] = {out_, err_};
+  const auto deadline = std::chrono::steady_clock::now() + kFinishTimeout;
   for (const std::shared_ptr<OutputStream>& output : outputs) {
-    if (output != nullptr) co_await output->WaitSent(kFinishTimeout);
+    if (output != nullptr) co_await output->WaitSent(deadline);
   }
   Forget();
 }

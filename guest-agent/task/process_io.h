@@ -1,7 +1,10 @@
 #pragma once
 
+#include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -37,7 +40,8 @@ class ProcessIo {
   // The process exists: connects its ends to the streams.
   absl::Status Connect();
 
-  // FAILED_PRECONDITION without a terminal.
+  // A size that comes before the terminal is there is set once it is. FAILED_PRECONDITION
+  // without a terminal.
   absl::Status Resize(uint32_t columns, uint32_t rows);
   // The process has ended: its stdin is read by nobody.
   void Exited();
@@ -71,6 +75,8 @@ class ProcessIo {
   UniqueFd console_listener_;
   std::string console_path_;
   UniqueFd master_;
+  // Columns and rows that were last asked for.
+  std::optional<std::pair<uint32_t, uint32_t>> size_;
 };
 
 }  // namespace magnetar::guest

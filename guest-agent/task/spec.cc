@@ -32,14 +32,24 @@ absl::StatusOr<SpecFacts> ReadSpecFacts(const std::string& json) {
   if (!below.ok()) {
     return absl::InvalidArgumentError(absl::StrCat("linux.cgroupsPath: ", below.message()));
   }
-  facts.shared_pid_namespace = true;
   for (const Json& entry : Member(linux, "namespaces", Json::value_t::array)) {
     if (Member(entry, "type", Json::value_t::string) != "pid") continue;
-    const std::string path = Member(entry, "path", Json::value_t::string).get<std::string>();
-    facts.shared_pid_namespace = !path.empty();
-    facts.needs_pod_pid_namespace = path == kPodPidNamespace;
+    facts.needs_pod_pid_namespace =
+        Member(entry, "path", Json::value_t::string).get<std::string>() == kPodPidNamespace;
   }
   return facts;
+}
+
+absl::StatusOr<std::string> GuestProcess(std::string json) {
+  Json process = Json::parse(json, nullptr, /*allow_exceptions=*/false);
+  if (!process.is_object()) {
+    return absl::InvalidArgumentError("the exec's spec is no JSON object");
+  }
+  size_t dropped = 0;
+  for (const char* label : {"apparmorProfile", "selinuxLabel"}) dropped += process.erase(label);
+  // What has none stays as it came, to the byte.
+  if (dropped == 0) return json;
+  return process.dump();
 }
 
 absl::Status CheckJsonObject(const std::string& json, const std::string& what) {

@@ -27,7 +27,9 @@ TaskManager::Result<TaskManager::Empty> TaskManager::Pause(v3::PauseRequest requ
   const absl::StatusOr<ContainerPtr> found = Find(request.id());
   if (!found.ok()) co_return found.status();
   const ContainerPtr container = *found;
-  if (container->init->state != Process::State::kRunning) {
+  auto acquire = container->control.Acquire();
+  const AsyncMutex::Lock lock = co_await std::move(acquire);
+  if (container->init->state != Process::State::kRunning || container->init->reaped) {
     co_return absl::FailedPreconditionError("cannot pause a container that is not running");
   }
   if (container->paused) co_return absl::FailedPreconditionError("cannot pause a paused container");
@@ -54,13 +56,16 @@ TaskManager::Result<TaskManager::Empty> TaskManager::Pause(v3::PauseRequest requ
 }
 
 TaskManager::Result<TaskManager::Empty> TaskManager::Resume(v3::ResumeRequest request) {
-  const absl::StatusOr<ContainerPtr> container = Find(request.id());
-  if (!container.ok()) co_return container.status();
-  if (!(*container)->paused) {
+  const absl::StatusOr<ContainerPtr> found = Find(request.id());
+  if (!found.ok()) co_return found.status();
+  const ContainerPtr container = *found;
+  auto acquire = container->control.Acquire();
+  const AsyncMutex::Lock lock = co_await std::move(acquire);
+  if (!container->paused) {
     co_return absl::FailedPreconditionError("cannot resume a container that is not paused");
   }
-  MAGNETAR_CO_RETURN_IF_ERROR(SetCgroupFrozen((*container)->cgroup, false));
-  (*container)->paused = false;
+  MAGNETAR_CO_RETURN_IF_ERROR(SetCgroupFrozen(container->cgroup, false));
+  container->paused = false;
   co_return Empty();
 }
 
@@ -68,6 +73,8 @@ TaskManager::Result<TaskManager::Empty> TaskManager::Update(v3::UpdateTaskReques
   const absl::StatusOr<ContainerPtr> found = Find(request.id());
   if (!found.ok()) co_return found.status();
   const ContainerPtr container = *found;
+  auto acquire = container->control.Acquire();
+  const AsyncMutex::Lock lock = co_await std::move(acquire);
   if (container->init->state == Process::State::kStopped) {
     co_return absl::FailedPreconditionError("cannot update a stopped container");
   }
@@ -143,7 +150,7 @@ TaskManager::Result<v3::StatsResponse> TaskManager::Stats(v3::StatsRequest reque
   const absl::StatusOr<ContainerPtr> found = Find(request.id());
   if (!found.ok()) co_return found.status();
   auto read = [cgroup = (*found)->cgroup] { return ReadCgroupMetrics(cgroup); };
-  auto blocking = RunBlocking(*env_.blocking, std::move(read));
+  auto blocking = RunBlocking(*env_.counters, std::move(read));
   const auto metrics = co_await std::move(blocking);
   if (!metrics.ok()) co_return Annotate(metrics.status(), "cgroup");
   v3::StatsResponse response;
@@ -162,7 +169,7 @@ TaskManager::Result<v3::ConnectResponse> TaskManager::Connect(v3::ConnectRequest
 std::vector<std::shared_ptr<const Container>> TaskManager::List() const {
   std::vector<std::shared_ptr<const Container>> out;
   for (const auto& [id, container] : containers_) {
-    if (container->created) out.push_back(container);
+    if (container->prepared) out.push_back(container);
   }
   return out;
 }

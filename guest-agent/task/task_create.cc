@@ -1,4 +1,6 @@
 // Create and Delete: how a container comes to be and how it goes away.
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -32,10 +34,31 @@ std::string TaskManager::NextConsolePath() {
   return absl::StrCat(env_.consoles, "/", next_console_++);
 }
 
-TaskManager::Result<v3::CreateTaskResponse> TaskManager::Create(v3::CreateTaskRequest request) {
+absl::Status TaskManager::CheckOpen() const {
+  return closing_ ? absl::UnavailableError("the sandbox is being shut down") : absl::OkStatus();
+}
+
+absl::Status TaskManager::CheckWanted(const Container& container,
+                                      std::optional<Clock::time_point> deadline) const {
+  MAGNETAR_RETURN_IF_ERROR(CheckOpen());
+  if (container.doomed) {
+    return absl::CancelledError(
+        absl::StrCat("container ", container.id, " was deleted while it was created"));
+  }
+  if (deadline.has_value() && Clock::now() >= *deadline) {
+    return absl::DeadlineExceededError(
+        absl::StrCat("container ", container.id, " was not created in time"));
+  }
+  return absl::OkStatus();
+}
+
+TaskManager::Result<v3::CreateTaskResponse> TaskManager::Create(
+    v3::CreateTaskRequest request, std::optional<Clock::time_point> deadline) {
   MAGNETAR_CO_RETURN_IF_ERROR(ValidateId(request.id(), "id"));
+  MAGNETAR_CO_RETURN_IF_ERROR(CheckOpen());
   if (!request.checkpoint().empty()) {
-    co_return absl::UnimplementedError("a container in a VM cannot be restored from a checkpoint");
+    co_return absl::FailedPreconditionError(
+        "a container in a VM cannot be restored from a checkpoint");
   }
   const uint32_t pid = env_.vmm_pid();
   if (pid == 0) co_return absl::FailedPreconditionError("the sandbox is not set up");
@@ -48,24 +71,34 @@ TaskManager::Result<v3::CreateTaskResponse> TaskManager::Create(v3::CreateTaskRe
   container->host_bundle = request.bundle();
   container->directory = absl::StrCat(env_.containers, "/", id);
   containers_[id] = container;
-  auto create = CreateContainer(container, std::move(request));
-  const absl::Status status = co_await std::move(create);
-  if (!status.ok()) {
-    Log(LogLevel::kWarn, "create failed container=", id, " error=", status.ToString());
-    auto dismantle = Dismantle(container);
-    const absl::Status undone = co_await std::move(dismantle);
-    if (!undone.ok()) Log(LogLevel::kError, "undo failed container=", id, " ", undone.ToString());
-    containers_.erase(id);
-    co_return status;
+  auto create = CreateContainer(container, std::move(request), deadline);
+  absl::Status status = co_await std::move(create);
+  if (status.ok()) status = CheckWanted(*container, deadline);
+  if (status.ok()) {
+    container->created = true;
+    container->create_ended.Set();
+    v3::CreateTaskResponse response;
+    response.set_pid(pid);
+    co_return response;
   }
-  container->created = true;
-  v3::CreateTaskResponse response;
-  response.set_pid(pid);
-  co_return response;
+  Log(LogLevel::kWarn, "create failed container=", id, " error=", status.ToString());
+  auto dismantle = Dismantle(container);
+  const absl::Status undone = co_await std::move(dismantle);
+  if (undone.ok()) {
+    containers_.erase(id);
+  } else {
+    // It stays for the Delete with which containerd answers the failure.
+    Log(LogLevel::kError, "undo failed container=", id, " ", undone.ToString());
+  }
+  container->create_ended.Set();
+  if (absl::IsUnimplemented(status)) {
+    co_return absl::FailedPreconditionError(status.message());
+  }
+  co_return status;
 }
 
-Co<absl::Status> TaskManager::CreateContainer(ContainerPtr container,
-                                              v3::CreateTaskRequest request) {
+Co<absl::Status> TaskManager::CreateContainer(ContainerPtr container, v3::CreateTaskRequest request,
+                                              std::optional<Clock::time_point> deadline) {
   ProcessIo::Uris uris{request.stdin(), request.stdout(), request.stderr(), request.terminal()};
   auto io = ProcessIo::Open(executor_, *env_.streams, std::move(uris));
   if (!io.ok()) co_return io.status();
@@ -77,10 +110,10 @@ Co<absl::Status> TaskManager::CreateContainer(ContainerPtr container,
   auto prepare = env_.host->Prepare(container->id, std::move(mount_types));
   auto prepared = co_await std::move(prepare);
   if (!prepared.ok()) co_return prepared.status();
+  MAGNETAR_CO_RETURN_IF_ERROR(CheckWanted(*container, deadline));
   const absl::StatusOr<SpecFacts> facts = ReadSpecFacts(prepared->spec());
   if (!facts.ok()) co_return facts.status();
   container->cgroup = absl::StrCat(env_.cgroup_root, facts->cgroups_path);
-  container->shared_pid_namespace = facts->shared_pid_namespace;
   if (facts->needs_pod_pid_namespace) MAGNETAR_CO_RETURN_IF_ERROR(env_.hold_pid_namespace());
 
   auto set_up = [mounts = env_.mounts, id = container->id, directory = container->directory,
@@ -93,6 +126,7 @@ Co<absl::Status> TaskManager::CreateContainer(ContainerPtr container,
   auto blocking = RunBlocking(*env_.blocking, std::move(set_up));
   const absl::Status status = co_await std::move(blocking);
   if (!status.ok()) co_return status;
+  MAGNETAR_CO_RETURN_IF_ERROR(CheckWanted(*container, deadline));
   auto run = RunCreate(container);
   co_return co_await std::move(run);
 }
@@ -111,39 +145,57 @@ Co<absl::Status> TaskManager::RunCreate(ContainerPtr container) {
 }
 
 Co<absl::Status> TaskManager::Dismantle(ContainerPtr container) {
-  absl::Status first;
-  auto note = [&first](const absl::Status& status) {
-    if (first.ok()) first = status;
-  };
   if (container->oom_watch >= 0) {
     env_.cgroup_events->Remove(std::exchange(container->oom_watch, -1));
   }
   if (!container->cgroup.empty()) {
-    note(KillCgroup(container->cgroup));
-    if (container->init->pid != 0) {
-      const bool ended = co_await container->init->exited.WaitFor(kKillTimeout);
-      if (!ended) note(absl::DeadlineExceededError("the container's process does not end"));
-    }
-    auto remove = env_.runtime->Delete(container->id);
-    note(co_await std::move(remove));
+    auto stop = StopProcesses(container);
+    const absl::Status stopped = co_await std::move(stop);
+    if (!stopped.ok()) co_return stopped;
   }
-  container->init->exited.Set();
+  EndUntold(*container->init);
   if (container->init->io != nullptr) container->init->io->Forget();
-  if (container->prepared) {
-    auto clear = [mounts = env_.mounts, id = container->id,
-                  directory = container->directory]() -> absl::Status {
-      MAGNETAR_RETURN_IF_ERROR(mounts->UnmountAll(id));
-      return RemoveTree(directory);
-    };
-    auto blocking = RunBlocking(*env_.blocking, std::move(clear));
-    note(co_await std::move(blocking));
-    auto release = env_.host->Release(container->id);
-    co_await std::move(release);
+  if (!container->prepared) co_return absl::OkStatus();
+  auto clear = [mounts = env_.mounts, id = container->id,
+                directory = container->directory]() -> absl::Status {
+    MAGNETAR_RETURN_IF_ERROR(mounts->UnmountAll(id));
+    return RemoveTree(directory);
+  };
+  auto blocking = RunBlocking(*env_.blocking, std::move(clear));
+  const absl::Status cleared = co_await std::move(blocking);
+  // The host takes away what the guest still uses as soon as it is told to release it.
+  if (!cleared.ok()) co_return cleared;
+  auto release = env_.host->Release(container->id);
+  co_await std::move(release);
+  container->prepared = false;
+  co_return absl::OkStatus();
+}
+
+Co<absl::Status> TaskManager::StopProcesses(ContainerPtr container) {
+  const absl::Status killed = KillCgroup(container->cgroup);
+  if (!killed.ok()) co_return killed;
+  if (container->init->pid != 0) {
+    const bool ended = co_await container->init->exited.WaitFor(kKillTimeout);
+    if (!ended) co_return absl::DeadlineExceededError("the container's process does not end");
   }
-  co_return first;
+  auto remove = env_.runtime->Delete(container->id);
+  const absl::Status removed = co_await std::move(remove);
+  if (removed.ok()) co_return absl::OkStatus();
+  // What the runtime keeps of a container in which nothing runs hurts nobody.
+  const absl::StatusOr<std::vector<int>> left = CgroupPids(container->cgroup);
+  if (left.ok() && !left->empty()) co_return removed;
+  Log(LogLevel::kWarn, "the runtime keeps a container container=", container->id,
+      " error=", removed.ToString());
+  co_return absl::OkStatus();
 }
 
 TaskManager::Result<v3::DeleteResponse> TaskManager::Delete(v3::DeleteRequest request) {
+  const auto unfinished = containers_.find(request.id());
+  if (unfinished != containers_.end() && !unfinished->second->created &&
+      request.exec_id().empty()) {
+    auto remove = DeleteUnfinished(unfinished->second);
+    co_return co_await std::move(remove);
+  }
   const absl::StatusOr<ContainerPtr> container = Find(request.id());
   if (!container.ok()) co_return container.status();
   const absl::StatusOr<ProcessPtr> process = FindProcess(**container, request.exec_id());
@@ -162,8 +214,18 @@ TaskManager::Result<v3::DeleteResponse> TaskManager::Delete(v3::DeleteRequest re
   co_return co_await std::move(remove);
 }
 
+// containerd deletes a task whose Create it does not wait for any more, and forgets it.
+Co<absl::StatusOr<v3::DeleteResponse>> TaskManager::DeleteUnfinished(ContainerPtr container) {
+  container->doomed = true;
+  co_await container->create_ended.Wait();
+  auto acquire = container->init->mutex.Acquire();
+  const AsyncMutex::Lock lock = co_await std::move(acquire);
+  auto remove = DeleteInit(container);
+  co_return co_await std::move(remove);
+}
+
 Co<absl::StatusOr<v3::DeleteResponse>> TaskManager::DeleteInit(ContainerPtr container) {
-  // Another Delete was faster.
+  // Another Delete was faster, or the end of a Create.
   const auto found = containers_.find(container->id);
   if (found == containers_.end() || found->second != container) {
     co_return absl::NotFoundError(absl::StrCat("task ", container->id, " not found"));
@@ -174,14 +236,13 @@ Co<absl::StatusOr<v3::DeleteResponse>> TaskManager::DeleteInit(ContainerPtr cont
   }
   auto dismantle = Dismantle(container);
   const absl::Status status = co_await std::move(dismantle);
-  // The host has been told, so there is nothing to come back to.
   if (!status.ok()) {
-    Log(LogLevel::kError, "delete left something container=", container->id,
-        " error=", status.ToString());
+    Log(LogLevel::kError, "delete failed container=", container->id, " error=", status.ToString());
+    co_return status;
   }
   for (const auto& [exec_id, exec] : container->execs) {
     exec->io->Forget();
-    exec->exited.Set();
+    EndUntold(*exec);
   }
   containers_.erase(container->id);
   v3::DeleteResponse response;
@@ -198,7 +259,7 @@ Co<absl::StatusOr<v3::DeleteResponse>> TaskManager::DeleteExec(ContainerPtr cont
     co_await std::move(finish);
   }
   process->io->Forget();
-  process->exited.Set();
+  EndUntold(*process);
   const auto found = container->execs.find(process->exec_id);
   if (found != container->execs.end() && found->second == process) container->execs.erase(found);
   v3::DeleteResponse response;
@@ -208,21 +269,64 @@ Co<absl::StatusOr<v3::DeleteResponse>> TaskManager::DeleteExec(ContainerPtr cont
   co_return response;
 }
 
-Co<void> TaskManager::DeleteAll() {
+// The containers that go away side by side.
+struct TaskManager::Closing {
+  Closing(const asio::any_io_executor& executor, size_t count, Clock::time_point d)
+      : left(count), kill_deadline(d), done(executor) {}
+
+  size_t left;
+  const Clock::time_point kill_deadline;
+  absl::Status first;
+  // Told when `left` is 0.
+  Event done;
+};
+
+Co<void> TaskManager::CloseContainer(TaskManager* self, ContainerPtr container,
+                                     std::shared_ptr<Closing> closing) {
+  absl::Status status;
+  if (!container->create_ended.IsSet()) {
+    // Its Create undoes it as soon as it looks.
+    const bool ended = co_await container->create_ended.WaitUntil(closing->kill_deadline);
+    if (!ended) status = absl::DeadlineExceededError("it is still being created");
+  } else if (container->init->pid != 0) {
+    const bool ended = co_await container->init->exited.WaitUntil(closing->kill_deadline);
+    if (!ended) status = absl::DeadlineExceededError("its process does not end");
+  }
+  if (status.ok() && container->prepared) {
+    auto clear = [mounts = self->env_.mounts, id = container->id] {
+      return mounts->UnmountAll(id);
+    };
+    auto blocking = RunBlocking(*self->env_.blocking, std::move(clear));
+    status = co_await std::move(blocking);
+  }
+  if (!status.ok()) {
+    Log(LogLevel::kError, "not closed container=", container->id, " error=", status.ToString());
+    if (closing->first.ok()) closing->first = Annotate(status, container->id);
+  }
+  if (--closing->left == 0) closing->done.Set();
+}
+
+Co<absl::Status> TaskManager::Close(Clock::time_point deadline) {
+  closing_ = true;
   const std::map<std::string, ContainerPtr> all = containers_;
   for (const auto& [id, container] : all) {
-    if (!container->cgroup.empty()) {
-      const absl::Status killed = KillCgroup(container->cgroup);
-      if (!killed.ok()) Log(LogLevel::kError, "kill failed container=", id, " ", killed.message());
-    }
+    if (container->cgroup.empty()) continue;
+    const absl::Status killed = KillCgroup(container->cgroup);
+    if (!killed.ok()) Log(LogLevel::kError, "kill failed container=", id, " ", killed.message());
   }
+  // What does not end at once is stuck in the kernel and must not use up the others' time.
+  const auto now = Clock::now();
+  auto closing = std::make_shared<Closing>(executor_, all.size(), now + (deadline - now) / 2);
   for (const auto& [id, container] : all) {
-    if (container->init->pid != 0) co_await container->init->exited.WaitFor(kKillTimeout);
-    auto clear = [mounts = env_.mounts, name = id] { return mounts->UnmountAll(name); };
-    auto blocking = RunBlocking(*env_.blocking, std::move(clear));
-    const absl::Status status = co_await std::move(blocking);
-    if (!status.ok()) Log(LogLevel::kError, "unmount failed container=", id, " ", status.message());
+    asio::co_spawn(executor_, CloseContainer(this, container, closing), asio::detached);
   }
+  if (all.empty()) co_return absl::OkStatus();
+  const bool done = co_await closing->done.WaitUntil(deadline);
+  if (!done) {
+    co_return absl::DeadlineExceededError(
+        absl::StrCat(closing->left, " containers are not unmounted"));
+  }
+  co_return closing->first;
 }
 
 }  // namespace magnetar::guest

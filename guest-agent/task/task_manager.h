@@ -2,9 +2,11 @@
 
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/thread_pool.hpp>
+#include <chrono>
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -29,7 +31,10 @@ struct TaskEnvironment {
   HostLink* host = nullptr;
   ContainerMounts* mounts = nullptr;
   CgroupEvents* cgroup_events = nullptr;
+  // For mounts and unmounts.
   asio::thread_pool* blocking = nullptr;
+  // For what only reads counters, and must not queue behind a mount.
+  asio::thread_pool* counters = nullptr;
   // The VMM's pid on the host, which stands for every process; 0 before the pod is set up.
   std::function<uint32_t()> vmm_pid;
   // Makes the pod's pid namespace available at kPodPidNamespace.
@@ -47,6 +52,7 @@ class TaskManager {
   template <typename T>
   using Result = Co<absl::StatusOr<T>>;
   using Empty = wire::Empty;
+  using Clock = std::chrono::steady_clock;
 
   TaskManager(const asio::any_io_executor& executor, TaskEnvironment environment)
       : executor_(executor), env_(std::move(environment)) {}
@@ -54,11 +60,18 @@ class TaskManager {
   TaskManager& operator=(const TaskManager&) = delete;
 
   // task_create.cc
+  // What is not there by `deadline`, when its caller stops waiting, is undone. Never
+  // UNIMPLEMENTED, at which containerd would fall back to an older Task service.
   Result<containerd::task::v3::CreateTaskResponse> Create(
-      containerd::task::v3::CreateTaskRequest request);
+      containerd::task::v3::CreateTaskRequest request,
+      std::optional<Clock::time_point> deadline = std::nullopt);
+  // A container that is being created is undone, and then NOT_FOUND. An error leaves the
+  // container as far as it still exists, for another Delete.
   Result<containerd::task::v3::DeleteResponse> Delete(containerd::task::v3::DeleteRequest request);
-  // Kills and deletes every container, for the end of the sandbox.
-  Co<void> DeleteAll();
+  // For the end of the sandbox: refuses new containers and processes from here on, kills every
+  // container and unmounts those whose processes have ended. Returns at `deadline` at the latest;
+  // an error says what is left.
+  Co<absl::Status> Close(Clock::time_point deadline);
 
   // task_process.cc
   Result<containerd::task::v3::StartResponse> Start(containerd::task::v3::StartRequest request);
@@ -84,7 +97,8 @@ class TaskManager {
   Result<containerd::task::v3::ConnectResponse> Connect(
       containerd::task::v3::ConnectRequest request);
 
-  // For a daemon that comes back.
+  // For a daemon that comes back: all containers of which the host may hold something, those
+  // that are being created among them.
   std::vector<std::shared_ptr<const Container>> List() const;
 
  private:
@@ -96,11 +110,22 @@ class TaskManager {
   absl::StatusOr<ProcessPtr> FindProcess(const Container& container,
                                          const std::string& exec_id) const;
 
+  // Whether someone still wants what is being created.
+  absl::Status CheckWanted(const Container& container,
+                           std::optional<Clock::time_point> deadline) const;
+  absl::Status CheckOpen() const;
   Co<absl::Status> CreateContainer(ContainerPtr container,
-                                   containerd::task::v3::CreateTaskRequest request);
+                                   containerd::task::v3::CreateTaskRequest request,
+                                   std::optional<Clock::time_point> deadline);
   Co<absl::Status> RunCreate(ContainerPtr container);
-  // Undoes whatever of a container exists, the host's part last. Repeatable.
+  // Undoes whatever of a container exists, the host's part last, and only after all of the
+  // guest's. Repeatable.
   Co<absl::Status> Dismantle(ContainerPtr container);
+  Co<absl::Status> StopProcesses(ContainerPtr container);
+  struct Closing;
+  static Co<void> CloseContainer(TaskManager* self, ContainerPtr container,
+                                 std::shared_ptr<Closing> closing);
+  Co<absl::StatusOr<containerd::task::v3::DeleteResponse>> DeleteUnfinished(ContainerPtr container);
   Co<absl::StatusOr<containerd::task::v3::DeleteResponse>> DeleteInit(ContainerPtr container);
   Co<absl::StatusOr<containerd::task::v3::DeleteResponse>> DeleteExec(ContainerPtr container,
                                                                       ProcessPtr process);
@@ -112,6 +137,8 @@ class TaskManager {
   void WatchExec(ContainerPtr container, ProcessPtr process, pid_t pid);
   static Co<void> InitEnded(TaskManager* self, ContainerPtr container, Exit exit);
   void ProcessEnded(Process& process, Exit exit);
+  // Completes the waits for a process that will not run any more and whose end nobody told.
+  static void EndUntold(Process& process);
   void ExecLeft(const ContainerPtr& container, const ProcessPtr& process);
   void DropLostExec(const ContainerPtr& container, const ProcessPtr& process);
   void WatchForOom(const ContainerPtr& container);
@@ -122,6 +149,7 @@ class TaskManager {
   const TaskEnvironment env_;
   std::map<std::string, ContainerPtr> containers_;
   uint64_t next_console_ = 1;
+  bool closing_ = false;
 };
 
 }  // namespace magnetar::guest

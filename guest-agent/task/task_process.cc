@@ -27,6 +27,13 @@ namespace {
 // What a process that never ran is said to have ended with.
 constexpr uint32_t kNotStartedStatus = 255;
 
+Exit NeverRan() {
+  Exit exit;
+  exit.status = kNotStartedStatus;
+  exit.at_ns = NowNs();
+  return exit;
+}
+
 }  // namespace
 
 absl::StatusOr<TaskManager::ContainerPtr> TaskManager::Find(const std::string& id) const {
@@ -48,6 +55,7 @@ absl::StatusOr<TaskManager::ProcessPtr> TaskManager::FindProcess(const Container
 }
 
 TaskManager::Result<v3::StartResponse> TaskManager::Start(v3::StartRequest request) {
+  MAGNETAR_CO_RETURN_IF_ERROR(CheckOpen());
   const absl::StatusOr<ContainerPtr> container = Find(request.id());
   if (!container.ok()) co_return container.status();
   const absl::StatusOr<ProcessPtr> process = FindProcess(**container, request.exec_id());
@@ -61,6 +69,7 @@ TaskManager::Result<v3::StartResponse> TaskManager::Start(v3::StartRequest reque
   if (held->state == Process::State::kStopped || held->exited.IsSet()) {
     co_return absl::FailedPreconditionError("cannot start a stopped process");
   }
+  MAGNETAR_CO_RETURN_IF_ERROR(CheckOpen());
   absl::Status status;
   if (request.exec_id().empty()) {
     auto start = StartInit(*container);
@@ -92,7 +101,7 @@ Co<absl::Status> TaskManager::StartInit(ContainerPtr container) {
 }
 
 Co<absl::Status> TaskManager::StartExec(ContainerPtr container, ProcessPtr process) {
-  if (container->init->state != Process::State::kRunning) {
+  if (container->init->state != Process::State::kRunning || container->init->reaped) {
     co_return absl::FailedPreconditionError(
         absl::StrCat("container ", container->id, " init process is not running"));
   }
@@ -113,18 +122,16 @@ Co<absl::Status> TaskManager::StartExec(ContainerPtr container, ProcessPtr proce
       process->state = Process::State::kRunning;
       status = process->io->Connect();
       WatchExec(container, process, *pid);
-      // Without its terminal it is of no use; its end is reaped like any other.
-      if (!status.ok()) ::kill(*pid, SIGKILL);
+      // Without its terminal it is of no use, and in a pid namespace that it shares it may have
+      // come after the kill of a container that has ended. Its end is reaped like any other.
+      if (!status.ok() || container->init->reaped) ::kill(*pid, SIGKILL);
     } else {
       ExecLeft(container, process);
     }
   }
   RemoveFile(file).IgnoreError();
   if (!status.ok() && process->pid == 0) {
-    Exit exit;
-    exit.status = kNotStartedStatus;
-    exit.at_ns = NowNs();
-    ProcessEnded(*process, exit);
+    ProcessEnded(*process, NeverRan());
     process->io->Forget();
   }
   if (status.ok() && process->caller_lost) process->io->LoseCaller();
@@ -138,8 +145,16 @@ void TaskManager::ProcessEnded(Process& process, Exit exit) {
   process.exited.Set();
 }
 
+void TaskManager::EndUntold(Process& process) {
+  if (process.exited.IsSet()) return;
+  process.exit = NeverRan();
+  process.state = Process::State::kStopped;
+  process.exited.Set();
+}
+
 void TaskManager::WatchInit(ContainerPtr container, pid_t pid) {
   env_.reaper->Watch(pid, [this, container](Exit exit) {
+    container->init->reaped = true;
     asio::co_spawn(executor_, InitEnded(this, container, exit), asio::detached);
   });
 }
@@ -158,6 +173,7 @@ Co<void> TaskManager::InitEnded(TaskManager* self, ContainerPtr container, Exit 
 
 void TaskManager::WatchExec(ContainerPtr container, ProcessPtr process, pid_t pid) {
   env_.reaper->Watch(pid, [this, container, process](Exit exit) {
+    process->reaped = true;
     ProcessEnded(*process, exit);
     ExecLeft(container, process);
   });
@@ -173,7 +189,7 @@ void TaskManager::DropLostExec(const ContainerPtr& container, const ProcessPtr& 
   const auto it = container->execs.find(process->exec_id);
   if (it == container->execs.end() || it->second != process) return;
   process->io->Forget();
-  process->exited.Set();
+  EndUntold(*process);
   container->execs.erase(it);
 }
 
@@ -197,6 +213,7 @@ void TaskManager::ConnectionLost(uint64_t connection) {
 
 TaskManager::Result<TaskManager::Empty> TaskManager::Exec(v3::ExecProcessRequest request,
                                                           uint64_t connection) {
+  MAGNETAR_CO_RETURN_IF_ERROR(CheckOpen());
   const absl::StatusOr<ContainerPtr> container = Find(request.id());
   if (!container.ok()) co_return container.status();
   MAGNETAR_CO_RETURN_IF_ERROR(ValidateId(request.exec_id(), "exec_id"));
@@ -214,11 +231,13 @@ TaskManager::Result<TaskManager::Empty> TaskManager::Exec(v3::ExecProcessRequest
   if ((*container)->paused) {
     co_return absl::FailedPreconditionError("cannot exec in a paused state");
   }
-  MAGNETAR_CO_RETURN_IF_ERROR(CheckJsonObject(request.spec().value(), "the exec's spec"));
+  absl::StatusOr<std::string> spec =
+      GuestProcess(std::move(*request.mutable_spec()->mutable_value()));
+  if (!spec.ok()) co_return spec.status();
   auto process = std::make_shared<Process>(executor_);
   process->exec_id = request.exec_id();
   process->connection = connection;
-  process->spec = std::move(*request.mutable_spec()->mutable_value());
+  process->spec = *std::move(spec);
   ProcessIo::Uris uris{request.stdin(), request.stdout(), request.stderr(), request.terminal()};
   auto io = ProcessIo::Open(executor_, *env_.streams, std::move(uris));
   if (!io.ok()) co_return io.status();
@@ -241,7 +260,7 @@ TaskManager::Result<TaskManager::Empty> TaskManager::Kill(v3::KillRequest reques
         signal == SIGKILL ? KillCgroup(cgroup) : SignalCgroup(cgroup, signal);
     if (!status.ok()) co_return status;
   }
-  if ((*process)->state == Process::State::kStopped) {
+  if ((*process)->state == Process::State::kStopped || (*process)->reaped) {
     co_return absl::NotFoundError("process already finished");
   }
   if (!everything && ::kill((*process)->pid, signal) != 0) {

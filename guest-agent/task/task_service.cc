@@ -45,7 +45,12 @@ std::shared_ptr<const ttrpc::Services> MakeTaskServices(TaskManager& manager,
                                                         std::function<void()> stream_ended) {
   auto services = std::make_shared<ttrpc::Services>();
   Add(*services, manager, "State", &TaskManager::State);
-  Add(*services, manager, "Create", &TaskManager::Create);
+  services->Add<v3::CreateTaskRequest, v3::CreateTaskResponse>(
+      kTask, "Create",
+      [&manager](const ttrpc::CallContext& context, v3::CreateTaskRequest request) {
+        return ToItsEnd<v3::CreateTaskResponse>(
+            manager.Create(std::move(request), context.deadline));
+      });
   Add(*services, manager, "Start", &TaskManager::Start);
   Add(*services, manager, "Delete", &TaskManager::Delete);
   Add(*services, manager, "Pids", &TaskManager::Pids);

@@ -1,7 +1,17 @@
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 
+#include <boost/asio/post.hpp>
 #include <boost/asio/thread_pool.hpp>
+#include <chrono>
+#include <cstring>
+#include <future>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "guest-agent/task/task_connection.h"
@@ -41,13 +51,13 @@ class TaskTest : public ::testing::Test {
     cgroup_.Write("pod/c/cgroup.events", "populated 1\nfrozen 1\n");
     cgroup_.Write("pod/c/memory.stat", "anon 1234\n");
     host_.answer.set_spec(R"({"linux":{"cgroupsPath":"/pod/c","namespaces":[{"type":"pid"}]}})");
-    // The fake has no Start to wait for.
-    runtime_.commands["c"] = "sleep 0.05; exit 3";
+    runtime_.commands["c"] = "exit 3";
   }
   ~TaskTest() override {
     reaper_.Stop();
     events_.Stop();
     blocking_.join();
+    counters_.join();
   }
 
   TaskEnvironment Environment() {
@@ -59,6 +69,7 @@ class TaskTest : public ::testing::Test {
     out.mounts = &mounts_;
     out.cgroup_events = &events_;
     out.blocking = &blocking_;
+    out.counters = &counters_;
     out.vmm_pid = [this] { return vmm_pid_; };
     out.hold_pid_namespace = [this] {
       ++pid_namespaces_;
@@ -70,7 +81,7 @@ class TaskTest : public ::testing::Test {
     return out;
   }
 
-  absl::Status Create(const std::string& id = "c", bool output = false) {
+  static v3::CreateTaskRequest CreateRequest(const std::string& id, bool output = false) {
     v3::CreateTaskRequest request;
     request.set_id(id);
     request.set_bundle("/host/b");
@@ -79,7 +90,10 @@ class TaskTest : public ::testing::Test {
       request.set_stdin(Uri(id + "-stdin"));
     }
     request.add_rootfs()->set_type("overlay");
-    const auto response = loop_.Run(tasks_.Create(request));
+    return request;
+  }
+  absl::Status Create(const std::string& id = "c", bool output = false) {
+    const auto response = loop_.Run(tasks_.Create(CreateRequest(id, output)));
     if (response.ok()) {
       EXPECT_EQ(response->pid(), kPid);
     }
@@ -90,6 +104,21 @@ class TaskTest : public ::testing::Test {
     request.set_id("c");
     request.set_exec_id(exec);
     return loop_.Run(tasks_.Start(request)).status();
+  }
+  // Begins a call whose outcome lands in `status`.
+  template <typename Response>
+  void Begin(Co<absl::StatusOr<Response>> call, std::optional<absl::Status>* status) {
+    status->reset();
+    asio::co_spawn(loop_.context, std::move(call),
+                   [status](std::exception_ptr, absl::StatusOr<Response> response) {
+                     *status = response.status();
+                   });
+  }
+  // Begins a Create that hangs in the daemon until `host_.answering` is set.
+  void BeginCreate(std::optional<absl::Status>* status) {
+    host_.answering = std::make_shared<Event>(loop_.executor());
+    Begin(tasks_.Create(CreateRequest("c")), status);
+    loop_.Until([this] { return !host_.prepared.empty(); });
   }
   absl::Status Exec(const std::string& exec, uint64_t connection = 1) {
     v3::ExecProcessRequest request;
@@ -130,6 +159,7 @@ class TaskTest : public ::testing::Test {
   testing::FakeHost host_;
   testing::FakeMounts mounts_;
   asio::thread_pool blocking_{1};
+  asio::thread_pool counters_{1};
   uint32_t vmm_pid_ = kPid;
   int pid_namespaces_ = 0;
   Reaper reaper_;
@@ -168,6 +198,126 @@ TEST_F(TaskTest, LivesFromCreateToDelete) {
   EXPECT_EQ(Delete().status().code(), Code::kNotFound);
   EXPECT_EQ(State().status().code(), Code::kNotFound);
   EXPECT_EQ(Wait().status().code(), Code::kNotFound);
+}
+
+TEST_F(TaskTest, ListsAContainerFromItsPreparationOn) {
+  std::optional<absl::Status> created;
+  BeginCreate(&created);
+  ASSERT_EQ(tasks_.List().size(), 1U);
+  EXPECT_EQ(tasks_.List()[0]->id, "c");
+  EXPECT_EQ(State().status().code(), Code::kNotFound);
+  host_.answering->Set();
+  loop_.Until([&] { return created.has_value(); });
+  EXPECT_EQ(*created, absl::OkStatus());
+  EXPECT_EQ(tasks_.List().size(), 1U);
+  // The fake cgroup kills nobody.
+  ::kill(runtime_.last_pid, SIGKILL);
+  EXPECT_TRUE(Delete().ok());
+  EXPECT_TRUE(tasks_.List().empty());
+}
+
+TEST_F(TaskTest, ADeleteDuringCreateUndoesIt) {
+  std::optional<absl::Status> created, deleted;
+  BeginCreate(&created);
+  v3::DeleteRequest request;
+  request.set_id("c");
+  Begin(tasks_.Delete(request), &deleted);
+  loop_.Settle();
+  EXPECT_FALSE(deleted.has_value());
+  host_.answering->Set();
+  loop_.Until([&] { return created.has_value() && deleted.has_value(); });
+  EXPECT_EQ(created->code(), Code::kCancelled);
+  EXPECT_EQ(deleted->code(), Code::kNotFound);
+  EXPECT_THAT(host_.released, ::testing::ElementsAre("c"));
+  EXPECT_TRUE(tasks_.List().empty());
+  EXPECT_EQ(Create(), absl::OkStatus());
+}
+
+TEST_F(TaskTest, ACreateThatNobodyWaitsForAnyMoreIsUndone) {
+  const auto response = loop_.Run(tasks_.Create(CreateRequest("c"), TaskManager::Clock::now()));
+  EXPECT_EQ(response.status().code(), Code::kDeadlineExceeded);
+  EXPECT_THAT(host_.released, ::testing::ElementsAre("c"));
+  EXPECT_TRUE(tasks_.List().empty());
+}
+
+TEST_F(TaskTest, NeverSendsContainerdToAnOlderService) {
+  host_.prepare_status = absl::UnimplementedError("this daemon does not know the request");
+  EXPECT_EQ(Create(), absl::FailedPreconditionError(host_.prepare_status.message()));
+  v3::CreateTaskRequest request = CreateRequest("c");
+  request.set_checkpoint("/c");
+  EXPECT_EQ(loop_.Run(tasks_.Create(request)).status().code(), Code::kFailedPrecondition);
+}
+
+TEST_F(TaskTest, WhatCannotBeUnmountedIsNotReleased) {
+  ASSERT_EQ(Create(), absl::OkStatus());
+  ASSERT_EQ(Start(), absl::OkStatus());
+  ASSERT_TRUE(Wait().ok());
+  mounts_.unmount_status = absl::UnavailableError("busy");
+  EXPECT_EQ(Delete().status(), mounts_.unmount_status);
+  EXPECT_THAT(host_.released, ::testing::IsEmpty());
+  EXPECT_EQ(State()->exit_status(), 3U);
+  EXPECT_EQ(tasks_.List().size(), 1U);
+  mounts_.unmount_status = absl::OkStatus();
+  EXPECT_EQ(Delete()->exit_status(), 3U);
+  EXPECT_THAT(host_.released, ::testing::ElementsAre("c"));
+}
+
+TEST_F(TaskTest, ACreateThatCannotBeUndoneIsLeftToDelete) {
+  mounts_.mount_status = absl::DeadlineExceededError("no disk");
+  mounts_.unmount_status = absl::UnavailableError("busy");
+  EXPECT_EQ(Create(), mounts_.mount_status);
+  EXPECT_THAT(host_.released, ::testing::IsEmpty());
+  EXPECT_EQ(tasks_.List().size(), 1U);
+  EXPECT_EQ(Delete().status(), mounts_.unmount_status);
+  mounts_.unmount_status = absl::OkStatus();
+  EXPECT_TRUE(Delete().ok());
+  EXPECT_THAT(host_.released, ::testing::ElementsAre("c"));
+  EXPECT_EQ(Delete().status().code(), Code::kNotFound);
+}
+
+TEST_F(TaskTest, ARuntimeThatCannotDeleteCountsOnlyWhileSomethingRuns) {
+  ASSERT_EQ(Create(), absl::OkStatus());
+  ASSERT_EQ(Start(), absl::OkStatus());
+  ASSERT_TRUE(Wait().ok());
+  runtime_.delete_status = absl::UnknownError("crun delete: no luck");
+  cgroup_.Write("pod/c/cgroup.procs", "123\n");
+  EXPECT_EQ(Delete().status(), runtime_.delete_status);
+  EXPECT_THAT(host_.released, ::testing::IsEmpty());
+  cgroup_.Write("pod/c/cgroup.procs", "");
+  EXPECT_TRUE(Delete().ok());
+}
+
+TEST_F(TaskTest, ClosesWhatEndsAndTellsOfTheRest) {
+  runtime_.commands["c"] = "sleep 100";
+  ASSERT_EQ(Create(), absl::OkStatus());
+  ASSERT_EQ(Start(), absl::OkStatus());
+  const pid_t stuck = runtime_.last_pid;
+  ASSERT_EQ(Exec("e"), absl::OkStatus());
+  host_.answer.set_spec(R"({"linux":{"cgroupsPath":"/pod/d"}})");
+  runtime_.commands["d"] = "sleep 100";
+  ASSERT_EQ(Create("d"), absl::OkStatus());
+  // The fake cgroups kill nobody.
+  ::kill(runtime_.last_pid, SIGKILL);
+  loop_.Until([this] { return ::kill(runtime_.last_pid, 0) != 0; });
+  const auto closed = [this] {
+    auto close = [](TaskManager* tasks) -> Co<absl::StatusOr<bool>> {
+      auto call = tasks->Close(TaskManager::Clock::now() + std::chrono::seconds(2));
+      const absl::Status status = co_await std::move(call);
+      if (!status.ok()) co_return status;
+      co_return true;
+    };
+    return loop_.Run(close(&tasks_)).status();
+  };
+  EXPECT_EQ(closed().code(), Code::kDeadlineExceeded);
+  EXPECT_EQ(cgroup_.Read("pod/c/cgroup.kill"), "1");
+  EXPECT_THAT(mounts_.unmounted, ::testing::ElementsAre("d"));
+  EXPECT_EQ(Create("f").code(), Code::kUnavailable);
+  EXPECT_EQ(Exec("g").code(), Code::kUnavailable);
+  EXPECT_EQ(Start("e").code(), Code::kUnavailable);
+  ::kill(stuck, SIGKILL);
+  EXPECT_TRUE(Wait().ok());
+  EXPECT_EQ(closed(), absl::OkStatus());
+  EXPECT_THAT(mounts_.unmounted, ::testing::UnorderedElementsAre("d", "d", "c"));
 }
 
 TEST_F(TaskTest, AnswersBeforeTheSandboxIsSetUp) {
@@ -295,6 +445,66 @@ TEST_F(TaskTest, AnExecThatCannotStartCompletesItsWait) {
   EXPECT_TRUE(Wait().ok());
 }
 
+TEST_F(TaskTest, AnExecRunsWithoutTheHostsLabels) {
+  runtime_.commands["c"] = "sleep 100";
+  ASSERT_EQ(Create(), absl::OkStatus());
+  ASSERT_EQ(Start(), absl::OkStatus());
+  const pid_t first = runtime_.last_pid;
+  v3::ExecProcessRequest request;
+  request.set_id("c");
+  request.set_exec_id("e");
+  request.mutable_spec()->set_value(R"({"apparmorProfile":"cri","args":["x"]})");
+  ASSERT_TRUE(loop_.Run(tasks_.Exec(request, 1)).ok());
+  runtime_.exec_command = "exit 0";
+  ASSERT_EQ(Start("e"), absl::OkStatus());
+  EXPECT_EQ(runtime_.exec_process, R"({"args":["x"]})");
+  EXPECT_TRUE(Wait("e").ok());
+  ::kill(first, SIGKILL);
+  EXPECT_TRUE(Wait().ok());
+}
+
+TEST_F(TaskTest, AWaitForWhatNeverRanTellsSo) {
+  runtime_.commands["c"] = "sleep 100";
+  ASSERT_EQ(Create(), absl::OkStatus());
+  ASSERT_EQ(Start(), absl::OkStatus());
+  ASSERT_EQ(Exec("e"), absl::OkStatus());
+  std::optional<absl::StatusOr<v3::WaitResponse>> waited;
+  v3::WaitRequest wait;
+  wait.set_id("c");
+  wait.set_exec_id("e");
+  asio::co_spawn(loop_.context, tasks_.Wait(wait),
+                 [&](std::exception_ptr, auto response) { waited = std::move(response); });
+  loop_.Settle();
+  const auto deleted = Delete("e");
+  loop_.Until([&] { return waited.has_value(); });
+  ASSERT_TRUE(waited->ok());
+  EXPECT_EQ((*waited)->exit_status(), 255U);
+  EXPECT_GT((*waited)->exited_at().seconds(), 0);
+  EXPECT_EQ(deleted->exit_status(), 255U);
+  ASSERT_EQ(Kill(SIGKILL), absl::OkStatus());
+  EXPECT_TRUE(Wait().ok());
+}
+
+// The container's end is told after its execs' ends: meanwhile its pid is nobody's.
+TEST_F(TaskTest, NothingStartsInAContainerThatHasEnded) {
+  runtime_.commands["c"] = "sleep 100";
+  ASSERT_EQ(Create(), absl::OkStatus());
+  ASSERT_EQ(Start(), absl::OkStatus());
+  const pid_t first = runtime_.last_pid;
+  runtime_.exec_command = "sleep 100";
+  ASSERT_EQ(Exec("e"), absl::OkStatus());
+  ASSERT_EQ(Start("e"), absl::OkStatus());
+  const pid_t second = runtime_.last_pid;
+  ::kill(first, SIGKILL);
+  loop_.Until([first] { return ::kill(first, 0) != 0; });
+  EXPECT_EQ(State()->status(), containerd::v1::types::RUNNING);
+  ASSERT_EQ(Exec("late"), absl::OkStatus());
+  EXPECT_EQ(Start("late").code(), Code::kFailedPrecondition);
+  EXPECT_EQ(Kill(SIGTERM).code(), Code::kNotFound);
+  ::kill(second, SIGKILL);
+  EXPECT_EQ(Wait()->exit_status(), 137U);
+}
+
 TEST_F(TaskTest, ForgetsExecsWhoseCallerIsGone) {
   runtime_.commands["c"] = "sleep 100";
   ASSERT_EQ(Create(), absl::OkStatus());
@@ -338,6 +548,36 @@ TEST_F(TaskTest, PausesWithTheCgroup) {
   ASSERT_TRUE(loop_.Run(tasks_.Resume(resume)).ok());
   EXPECT_EQ(cgroup_.Read("pod/c/cgroup.freeze"), "0");
   EXPECT_EQ(State()->status(), containerd::v1::types::RUNNING);
+}
+
+TEST_F(TaskTest, PausesComeOneAfterTheOther) {
+  runtime_.commands["c"] = "sleep 100";
+  ASSERT_TRUE(WriteExisting(cgroup_ / "pod/c/cgroup.events", "populated 1\nfrozen 0\n").ok());
+  ASSERT_EQ(Create(), absl::OkStatus());
+  ASSERT_EQ(Start(), absl::OkStatus());
+  v3::PauseRequest pause;
+  pause.set_id("c");
+  std::optional<absl::Status> first, second;
+  Begin(tasks_.Pause(pause), &first);
+  Begin(tasks_.Pause(pause), &second);
+  loop_.Until([this] { return cgroup_.Read("pod/c/cgroup.freeze") == "1"; });
+  loop_.Settle();
+  EXPECT_FALSE(first.has_value());
+  ASSERT_TRUE(WriteExisting(cgroup_ / "pod/c/cgroup.events", "populated 1\nfrozen 1\n").ok());
+  loop_.Until([&] { return first.has_value() && second.has_value(); });
+  EXPECT_EQ(*first, absl::OkStatus());
+  EXPECT_EQ(second->code(), Code::kFailedPrecondition);
+  EXPECT_EQ(State()->status(), containerd::v1::types::PAUSED);
+}
+
+TEST_F(TaskTest, StatsDoNotWaitForMounts) {
+  ASSERT_EQ(Create(), absl::OkStatus());
+  std::promise<void> disk;
+  asio::post(blocking_, [held = disk.get_future().share()] { held.wait(); });
+  v3::StatsRequest stats;
+  stats.set_id("c");
+  EXPECT_TRUE(loop_.Run(tasks_.Stats(stats)).ok());
+  disk.set_value();
 }
 
 TEST_F(TaskTest, AnswersTheSmallCalls) {
@@ -409,6 +649,47 @@ TEST_F(TaskTest, StdioOverConnections) {
   loop_.Run(out_client->Closed());
   EXPECT_TRUE(Delete().ok());
   EXPECT_EQ(streams_.size(), 0U);
+}
+
+TEST(ProcessIo, ASizeThatComesBeforeTheTerminalIsNotLost) {
+  Loop loop;
+  StreamRegistry streams(loop.executor());
+  const testing::TempDir dir;
+  ProcessIo::Uris uris;
+  uris.terminal = true;
+  auto io = ProcessIo::Open(loop.executor(), streams, uris);
+  ASSERT_TRUE(io.ok());
+  EXPECT_EQ((*io)->Resize(80, 24), absl::OkStatus());
+  EXPECT_EQ((*io)->Resize(123, 45), absl::OkStatus());
+  ASSERT_TRUE((*io)->Prepare(dir / "console").ok());
+  const UniqueFd master(::posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC));
+  ASSERT_TRUE(master.ok());
+  const UniqueFd runtime(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_un address = {};
+  address.sun_family = AF_UNIX;
+  std::strncpy(address.sun_path, (dir / "console").c_str(), sizeof(address.sun_path) - 1);
+  ASSERT_EQ(::connect(runtime.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)),
+            0);
+  char name[] = "/dev/ptmx";
+  iovec body = {name, sizeof(name)};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  msghdr message = {};
+  message.msg_iov = &body;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof(control);
+  cmsghdr* header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(sizeof(int));
+  const int fd = master.get();
+  std::memcpy(CMSG_DATA(header), &fd, sizeof(fd));
+  ASSERT_GT(::sendmsg(runtime.get(), &message, 0), 0);
+  ASSERT_EQ((*io)->Connect(), absl::OkStatus());
+  winsize size = {};
+  ASSERT_EQ(::ioctl(master.get(), TIOCGWINSZ, &size), 0);
+  EXPECT_EQ(size.ws_col, 123);
+  EXPECT_EQ(size.ws_row, 45);
 }
 
 }  // namespace

@@ -98,6 +98,24 @@ TEST_F(GuestPodTest, SharesAPidNamespace) {
   EXPECT_THAT(processes, ::testing::HasSubstr("1 pause --pause"));
   EXPECT_EQ(ExecOutput(one, "pid2", "count", {"sh", "-c", "ps -o args | busybox grep -c '^sleep'"}),
             "2\n");
+  // Who may trace the namespace's first process finds nothing of the agent's in it.
+  const Client tracer = vm_->Dial(kTaskPort);
+  Prepare("pid3", {"sh", "-c", "ls -a /proc/1/root/; cat /proc/1/status"});
+  vm_->prepared["pid3"].set_spec(absl::StrReplaceAll(
+      vm_->prepared["pid3"].spec(),
+      {{R"({"type":"pid"})", R"({"type":"pid","path":"/run/magnetar/pod/ns/pid"})"},
+       {R"("CAP_KILL")", R"("CAP_KILL","CAP_SYS_PTRACE")"}}));
+  TestStream out(*vm_, "pid3-stdout");
+  ASSERT_EQ(Create(tracer, "pid3", false, false), absl::OkStatus());
+  ASSERT_EQ(Start(tracer, "pid3"), absl::OkStatus());
+  const std::string pause = out.ReadAll();
+  EXPECT_THAT(pause, ::testing::StartsWith(".\n..\nName:\tpause\n"));
+  EXPECT_THAT(pause, ::testing::HasSubstr("CapPrm:\t0000000000000000\n"));
+  EXPECT_THAT(pause, ::testing::HasSubstr("CapBnd:\t0000000000000000\n"));
+  EXPECT_THAT(pause, ::testing::HasSubstr("NoNewPrivs:\t1\n"));
+  EXPECT_THAT(pause, ::testing::HasSubstr("Uid:\t65534\t65534\t65534\t65534\n"));
+  EXPECT_TRUE(Wait(tracer, "pid3").ok());
+  EXPECT_TRUE(Delete(tracer, "pid3").ok());
   KillAndDelete(one, "pid1");
   EXPECT_EQ(State(one, "pid2")->status(), containerd::v1::types::RUNNING);
   KillAndDelete(one, "pid2");
@@ -171,6 +189,7 @@ TEST_F(GuestPodTest, ZEndsWithTheHost) {
                                                            "Shutdown", shutdown);
   EXPECT_TRUE(done.ok()) << done.status();
   EXPECT_EQ(Wait(task, "last")->exit_status(), 137U);
+  EXPECT_EQ(Create(task, "late", false, false).code(), absl::StatusCode::kUnavailable);
 }
 
 }  // namespace

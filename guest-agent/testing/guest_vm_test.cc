@@ -11,7 +11,8 @@ namespace {
 
 TEST_F(GuestVmTest, RunsAContainerToItsEnd) {
   const Client task = vm_->Dial(kTaskPort);
-  Prepare("c1", {"sh", "-c", "echo out; echo err >&2; hostname; ip -o addr; exit 42"});
+  Prepare("c1", {"sh", "-c",
+                 "echo out; echo err >&2; hostname; ip -o addr; ulimit -Sn; ulimit -Hn; exit 42"});
   TestStream out(*vm_, "c1-stdout");
   TestStream err(*vm_, "c1-stderr");
   ASSERT_TRUE(Create(task, "c1", false, false).ok());
@@ -21,6 +22,7 @@ TEST_F(GuestVmTest, RunsAContainerToItsEnd) {
   EXPECT_THAT(text, ::testing::StartsWith("out\nguesthost\n"));
   EXPECT_THAT(text, ::testing::HasSubstr("net7    inet 10.0.2.15/24"));
   EXPECT_THAT(text, ::testing::HasSubstr("net7    inet6 fd00::2/64"));
+  EXPECT_THAT(text, ::testing::HasSubstr("1048576\n1048576\n"));
   EXPECT_EQ(err.ReadAll(), "err\n");
   const auto exit = Wait(task, "c1");
   ASSERT_TRUE(exit.ok()) << exit.status();

@@ -53,7 +53,21 @@ class Loop {
     };
     Run(body(std::move(work)));
   }
-  // Lets everything that is ready happen.
+  // Runs until `condition` holds; fails the test by an exception after 20 s.
+  template <typename Condition>
+  void Until(Condition condition) {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (!condition()) {
+      if (std::chrono::steady_clock::now() >= deadline) {
+        throw std::runtime_error("what was waited for does not come");
+      }
+      // Some conditions are not the loop's own events.
+      context.restart();
+      context.run_one_for(std::chrono::milliseconds(5));
+    }
+  }
+  // Lets everything that is ready happen. For what must not come: what must is awaited
+  // with Until().
   void Settle(std::chrono::milliseconds time = std::chrono::milliseconds(50)) {
     context.restart();
     context.run_for(time);

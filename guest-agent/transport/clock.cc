@@ -12,6 +12,18 @@ constexpr int64_t kSecond = 1000000000;
 constexpr int64_t kStepBeyond = kSecond;
 constexpr int64_t kIgnoreBelow = 2000000;
 
+int64_t OffsetFrom(int64_t host_time_ns) {
+  timespec now;
+  ::clock_gettime(CLOCK_REALTIME, &now);
+  return host_time_ns - (int64_t{now.tv_sec} * kSecond + now.tv_nsec);
+}
+
+void Step(int64_t host_time_ns) {
+  const timespec right = {static_cast<time_t>(host_time_ns / kSecond),
+                          static_cast<long>(host_time_ns % kSecond)};
+  ::clock_settime(CLOCK_REALTIME, &right);
+}
+
 }  // namespace
 
 ClockAction DecideClock(int64_t offset_ns) {
@@ -22,9 +34,7 @@ ClockAction DecideClock(int64_t offset_ns) {
 
 void AdjustClock(int64_t host_time_ns) {
   if (host_time_ns <= 0) return;
-  timespec now;
-  ::clock_gettime(CLOCK_REALTIME, &now);
-  const int64_t offset = host_time_ns - (int64_t{now.tv_sec} * kSecond + now.tv_nsec);
+  const int64_t offset = OffsetFrom(host_time_ns);
   switch (DecideClock(offset)) {
     case ClockAction::kNone:
       return;
@@ -35,13 +45,15 @@ void AdjustClock(int64_t host_time_ns) {
       ::adjtimex(&change);
       return;
     }
-    case ClockAction::kStep: {
-      const timespec right = {static_cast<time_t>(host_time_ns / kSecond),
-                              static_cast<long>(host_time_ns % kSecond)};
-      ::clock_settime(CLOCK_REALTIME, &right);
+    case ClockAction::kStep:
+      Step(host_time_ns);
       return;
-    }
   }
+}
+
+void StepClock(int64_t host_time_ns) {
+  if (host_time_ns <= 0) return;
+  if (DecideClock(OffsetFrom(host_time_ns)) != ClockAction::kNone) Step(host_time_ns);
 }
 
 }  // namespace magnetar::guest

@@ -14,4 +14,8 @@ ClockAction DecideClock(int64_t offset_ns);
 // Brings CLOCK_REALTIME to the host's. Touches no file and takes no lock.
 void AdjustClock(int64_t host_time_ns);
 
+// Sets it at once, however little it is off: for as long as nothing runs that a step could
+// disturb. Slewing takes half an hour for a second.
+void StepClock(int64_t host_time_ns);
+
 }  // namespace magnetar::guest

@@ -6,6 +6,7 @@
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/buffer.hpp>
 #include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
 #include <boost/asio/experimental/awaitable_operators.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/posix/stream_descriptor.hpp>
@@ -17,6 +18,7 @@
 #include <memory>
 #include <utility>
 
+#include "guest-agent/util/log.h"
 #include "magnetar/forward.h"
 
 namespace magnetar::guest {
@@ -97,6 +99,21 @@ Co<void> ServeForward(UniqueFd connection) {
   auto in = Copy<&Pair::local, &Pair::host>(pair);
   auto both = std::move(out) && std::move(in);
   co_await std::move(both);
+}
+
+Co<void> Forwards::Run(Forwards* self, UniqueFd connection) {
+  auto serve = ServeForward(std::move(connection));
+  co_await std::move(serve);
+  --self->size_;
+}
+
+void Forwards::Serve(UniqueFd connection) {
+  if (size_ >= max_) {
+    Log(LogLevel::kWarn, "too many forwarded connections, one is refused");
+    return;
+  }
+  ++size_;
+  asio::co_spawn(executor_, Run(this, std::move(connection)), asio::detached);
 }
 
 }  // namespace magnetar::guest

@@ -3,8 +3,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <boost/asio/detached.hpp>
 #include <boost/asio/io_context.hpp>
+#include <string>
+#include <vector>
 
 #include "guest-agent/testing/loop.h"
 #include "guest-agent/testing/temp_dir.h"
@@ -50,10 +51,7 @@ TEST(MuxPort, IsFoundByItsName) {
 class ForwardTest : public ::testing::Test {
  protected:
   ForwardTest() {
-    int pair[2];
-    EXPECT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
-    host_.reset(pair[0]);
-    asio::co_spawn(loop_.context, ServeForward(UniqueFd(pair[1])), asio::detached);
+    host_ = Connect();
     listener_.reset(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
     sockaddr_in address = {};
     address.sin_family = AF_INET;
@@ -64,57 +62,81 @@ class ForwardTest : public ::testing::Test {
     EXPECT_EQ(::getsockname(listener_.get(), reinterpret_cast<sockaddr*>(&address), &size), 0);
     port_ = ntohs(address.sin_port);
   }
+  UniqueFd Connect() {
+    int pair[2];
+    EXPECT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+    forwards_.Serve(UniqueFd(pair[1]));
+    return UniqueFd(pair[0]);
+  }
   void Ask(uint16_t port) {
     const uint8_t request[] = {static_cast<uint8_t>(port >> 8), static_cast<uint8_t>(port)};
     EXPECT_EQ(::write(host_.get(), request, sizeof(request)), 2);
-    loop_.Settle();
   }
-  int Answer() {
-    uint8_t answer = 0xff;
-    return ::recv(host_.get(), &answer, 1, MSG_DONTWAIT) == 1 ? answer : -1;
+  // What comes next; "" is the end.
+  std::string Received(int fd) {
+    char buffer[64];
+    ssize_t n = -1;
+    loop_.Until([&] {
+      n = ::recv(fd, buffer, sizeof(buffer), MSG_DONTWAIT);
+      return n >= 0;
+    });
+    return std::string(buffer, static_cast<size_t>(n));
   }
 
+  static inline const std::string kConnected = std::string(1, kForwardConnected);
+  static inline const std::string kRefused = std::string(1, kForwardRefused);
+
   testing::Loop loop_;
+  static constexpr size_t kMaxForwards = 3;
+  Forwards forwards_{loop_.executor(), kMaxForwards};
   UniqueFd host_, listener_;
   uint16_t port_ = 0;
 };
 
 TEST_F(ForwardTest, ConnectsAndClosesEachHalf) {
   Ask(port_);
-  ASSERT_EQ(Answer(), kForwardConnected);
+  ASSERT_EQ(Received(host_.get()), kConnected);
   const UniqueFd local(::accept(listener_.get(), nullptr, nullptr));
   ASSERT_TRUE(local.ok());
   ASSERT_EQ(::write(host_.get(), "ping", 4), 4);
   ::shutdown(host_.get(), SHUT_WR);
-  loop_.Settle();
-  char buffer[16];
-  EXPECT_EQ(::read(local.get(), buffer, sizeof(buffer)), 4);
-  EXPECT_EQ(::read(local.get(), buffer, sizeof(buffer)), 0);
+  EXPECT_EQ(Received(local.get()), "ping");
+  EXPECT_EQ(Received(local.get()), "");
   ASSERT_EQ(::write(local.get(), "pong", 4), 4);
-  loop_.Settle();
-  EXPECT_EQ(::recv(host_.get(), buffer, sizeof(buffer), MSG_DONTWAIT), 4);
+  EXPECT_EQ(Received(host_.get()), "pong");
   ::shutdown(local.get(), SHUT_WR);
-  loop_.Settle();
-  EXPECT_EQ(::recv(host_.get(), buffer, sizeof(buffer), MSG_DONTWAIT), 0);
+  EXPECT_EQ(Received(host_.get()), "");
 }
 
 TEST_F(ForwardTest, RefusesWhereNobodyListens) {
   listener_.reset();
   Ask(port_);
-  EXPECT_EQ(Answer(), kForwardRefused);
-  loop_.Settle();
-  char byte = 0;
-  EXPECT_EQ(::recv(host_.get(), &byte, 1, MSG_DONTWAIT), 0);
+  EXPECT_EQ(Received(host_.get()), kRefused);
+  EXPECT_EQ(Received(host_.get()), "");
 }
 
 TEST_F(ForwardTest, RefusesPortZero) {
   Ask(0);
-  EXPECT_EQ(Answer(), kForwardRefused);
+  EXPECT_EQ(Received(host_.get()), kRefused);
 }
 
 TEST_F(ForwardTest, EndsWithAHostThatSaysNothing) {
   host_.reset();
-  loop_.Settle();
+  loop_.Until([this] { return forwards_.size() == 0; });
+}
+
+TEST_F(ForwardTest, KeepsABoundedNumber) {
+  std::vector<UniqueFd> hosts;
+  while (forwards_.size() < kMaxForwards) hosts.push_back(Connect());
+  const UniqueFd more = Connect();
+  EXPECT_EQ(forwards_.size(), kMaxForwards);
+  char byte = 0;
+  EXPECT_EQ(::recv(more.get(), &byte, 1, MSG_DONTWAIT), 0);
+  // Each that ends makes room for another.
+  hosts.pop_back();
+  loop_.Until([this] { return forwards_.size() < kMaxForwards; });
+  hosts.push_back(Connect());
+  EXPECT_EQ(forwards_.size(), kMaxForwards);
 }
 
 }  // namespace

@@ -6,9 +6,11 @@
 
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/posix/stream_descriptor.hpp>
+#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <cerrno>
+#include <chrono>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -19,6 +21,13 @@ namespace magnetar::guest {
 namespace {
 
 constexpr int kBacklog = 128;
+
+// What is accepted in vain stays in line: the listener would be ready again at once.
+constexpr auto kAcceptPause = std::chrono::milliseconds(100);
+
+bool IsShortage(int error) {
+  return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM;
+}
 
 sockaddr_vm Address(uint32_t cid, uint32_t port) {
   sockaddr_vm address = {};
@@ -44,6 +53,8 @@ absl::StatusOr<UniqueFd> ListenVsock(uint32_t port) {
 Co<void> AcceptVsock(UniqueFd listener, std::function<void(UniqueFd)> accept) {
   const asio::any_io_executor executor = co_await asio::this_coro::executor;
   asio::posix::stream_descriptor descriptor(executor, listener.release());
+  asio::steady_timer pause(executor);
+  bool short_of = false;
   while (true) {
     auto [error] = co_await descriptor.async_wait(asio::posix::stream_descriptor::wait_read,
                                                   asio::as_tuple(asio::use_awaitable));
@@ -52,7 +63,16 @@ Co<void> AcceptVsock(UniqueFd listener, std::function<void(UniqueFd)> accept) {
     socklen_t size = sizeof(peer);
     UniqueFd connection(::accept4(descriptor.native_handle(), reinterpret_cast<sockaddr*>(&peer),
                                   &size, SOCK_CLOEXEC | SOCK_NONBLOCK));
-    if (!connection.ok()) continue;
+    if (!connection.ok()) {
+      if (!IsShortage(errno)) continue;
+      if (!short_of) Log(LogLevel::kError, "a connection has to wait errno=", errno);
+      short_of = true;
+      pause.expires_after(kAcceptPause);
+      auto [cancelled] = co_await pause.async_wait(asio::as_tuple(asio::use_awaitable));
+      if (cancelled) co_return;
+      continue;
+    }
+    short_of = false;
     if (peer.svm_cid != VMADDR_CID_HOST) {
       Log(LogLevel::kWarn, "refused a vsock connection cid=", peer.svm_cid);
       continue;

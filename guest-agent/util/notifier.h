@@ -38,6 +38,7 @@ class Event {
   // Returns at once if it is set. False: the waiter was cancelled, or the time ran out.
   Co<bool> Wait();
   Co<bool> WaitFor(std::chrono::nanoseconds timeout);
+  Co<bool> WaitUntil(std::chrono::steady_clock::time_point deadline);
 
  private:
   Notifier notifier_;

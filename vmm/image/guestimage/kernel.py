@@ -33,6 +33,11 @@ def objcopy_version():
     return run(["objcopy", "--version"]).splitlines()[0]
 
 
+def modprobe_version():
+    """kmod's: it decides which modules a list holds, and in which order."""
+    return run(["modprobe", "--version"]).splitlines()[0]
+
+
 def copy_module(source, target):
     """Without type information, local symbols and signature: nothing in the guest reads them, and
     checking them is most of a module's load time. The manifest's digest covers the image as a whole."""
@@ -43,7 +48,7 @@ def copy_module(source, target):
 
 def prepare(package, deb, contents, cache):
     """A folder with vmlinux, modules and their lists, made once for a package and module list."""
-    inputs = [package.sha256, contents["modules"], objcopy_version(), FORMAT]
+    inputs = [package.sha256, contents["modules"], objcopy_version(), modprobe_version(), FORMAT]
     stage = cache / "kernels" / sha256_text(canonical_json(inputs))
     if stage.is_dir():
         return stage
