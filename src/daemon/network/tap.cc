@@ -111,8 +111,13 @@ absl::StatusOr<std::map<int, uint32_t>> ReadTapOwners() {
   std::map<int, uint32_t> owners;
   ::nl_socket_modify_cb(socket->get(), NL_CB_VALID, NL_CB_CUSTOM, &OnLink, &owners);
   ifinfomsg all = {};
-  int error = ::nl_send_simple(socket->get(), RTM_GETLINK, NLM_F_DUMP, &all, sizeof(all));
-  if (error >= 0) error = ::nl_recvmsgs_default(socket->get());
+  int error = 0;
+  // An interface that changed meanwhile makes the answer incomplete.
+  do {
+    owners.clear();
+    error = ::nl_send_simple(socket->get(), RTM_GETLINK, NLM_F_DUMP, &all, sizeof(all));
+    if (error >= 0) error = ::nl_recvmsgs_default(socket->get());
+  } while (error == -NLE_DUMP_INTR);
   MAGNETAR_RETURN_IF_ERROR(NlStatus(error, "list owners of taps"));
   return owners;
 }
