@@ -8,6 +8,7 @@ import os
 import pathlib
 import platform
 import shutil
+import subprocess
 import sys
 import time
 
@@ -45,9 +46,19 @@ def parts(settings):
     daemon = sandboxer.Sandboxer(settings["build"], settings["guest"], RUN, NETNS, RUN / "containerd.sock",
                                  {"log_level": "info"})
     stock = containerd.Containerd(settings["containerd"], RUN, DATA, NETNS, daemon.socket,
-                                  daemon.program("containerd-shim-magnetar-v1").parent, {HANDLER: "overlayfs"})
+                                  daemon.program("containerd-shim-magnetar-v1").parent,
+                                  {HANDLER: settings["snapshotter"]}, snapshotter=settings["snapshotter"])
     client = crictl.Crictl(settings["crictl"], stock.socket, NETNS, RUN / "crictl.d")
     return stock, daemon, client
+
+
+def read_state():
+    """What `up` has written; empty if there is nothing that can be used."""
+    try:
+        state = json.loads(STATE.read_text())
+        return state if {"containerd", "crictl", "build", "guest", "snapshotter"} <= state.keys() else {}
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 def digest(path):
@@ -66,11 +77,16 @@ def write_wrapper(client):
 def up(args):
     settings = {"containerd": args.containerd, "crictl": args.crictl, "build": os.path.abspath(args.build),
                 "guest": os.path.realpath(args.guest)}
-    previous = json.loads(STATE.read_text()) if STATE.exists() else {}
-    if previous and previous["containerd"] != settings["containerd"]:
-        note("another containerd than last time: starting afresh")
+    previous = read_state()
+    if RUN.exists() and previous.get("containerd") != settings["containerd"]:
+        note("what runs was started with another containerd: starting afresh")
         teardown.remove(RUN, DATA, NETNS, CGROUP)
         previous = {}
+    settings["snapshotter"] = previous.get("snapshotter")
+    if not settings["snapshotter"]:
+        settings["snapshotter"] = "overlayfs" if containerd.overlay_works(DATA) else "native"
+        if settings["snapshotter"] == "native":
+            note(f"{DATA} cannot hold overlays: using the native snapshotter, which copies")
     RUN.mkdir(parents=True, exist_ok=True)
     (RUN / "logs").mkdir(exist_ok=True)
     network.create(NETNS)
@@ -103,7 +119,10 @@ def cpu_model(text):
 
 
 def demo(_):
-    _, _, client = parts(json.loads(STATE.read_text()))
+    settings = read_state()
+    if not settings:
+        raise services.ServiceError(f"{STATE} cannot be read")
+    _, _, client = parts(settings)
     remove_demo(client)
     started = time.monotonic()
     pod, config = client.runp(POD, HANDLER)
@@ -133,8 +152,9 @@ and, when done:
 
 
 def down(_):
-    if STATE.exists():
-        stock, daemon, client = parts(json.loads(STATE.read_text()))
+    settings = read_state()
+    if settings:
+        stock, daemon, client = parts(settings)
         if stock.service.pid and daemon.service.pid:
             # The tidy way first, so that a mistake in it shows; what it leaves is removed below.
             try:
@@ -146,6 +166,14 @@ def down(_):
     teardown.remove(RUN, DATA, NETNS, CGROUP)
     shutil.rmtree(RUN, ignore_errors=True)
     note("all of the quickstart is removed (build/ and the cache of downloads stay)")
+
+
+def explain(error):
+    """The error with what the program that failed has said, which Python leaves out."""
+    said = getattr(error, "stderr", None) if isinstance(error, subprocess.SubprocessError) else None
+    if isinstance(said, bytes):
+        said = said.decode(errors="replace")
+    return f"{error}\n{said.strip()}" if said else str(error)
 
 
 def main():
@@ -160,8 +188,8 @@ def main():
     args = parser.parse_args()
     try:
         args.run(args)
-    except (OSError, services.ServiceError, crictl.CrictlError) as error:
-        print(f"error: {error}\n       logs: {RUN}/vmm-sandboxer.log, {RUN}/containerd.log;"
+    except (OSError, subprocess.SubprocessError, services.ServiceError, crictl.CrictlError) as error:
+        print(f"error: {explain(error)}\n       logs: {RUN}/vmm-sandboxer.log, {RUN}/containerd.log;"
               f" start afresh: config/quickstart --down, then config/quickstart", file=sys.stderr)
         return 1
     return 0

@@ -112,10 +112,7 @@ absl::Status SyncAddresses(nl_sock* socket, int index, const agent::v1::Interfac
   for (nl_object* object = nl_cache_get_first(cache.get()); object != nullptr;
        object = nl_cache_get_next(object)) {
     auto* address = reinterpret_cast<rtnl_addr*>(object);
-    // The kernel's own link-local address stays.
-    if (rtnl_addr_get_ifindex(address) != index || rtnl_addr_get_scope(address) == RT_SCOPE_LINK) {
-      continue;
-    }
+    if (rtnl_addr_get_ifindex(address) != index) continue;
     const std::string text = ToString(rtnl_addr_get_local(address));
     if (wanted.contains(text)) continue;
     MAGNETAR_RETURN_IF_ERROR(
@@ -127,20 +124,33 @@ absl::Status SyncAddresses(nl_sock* socket, int index, const agent::v1::Interfac
   return absl::OkStatus();
 }
 
+// Before an interface is up: a router may answer first. The pod's namespace has the link-local
+// address too, as it wants it, and has made sure that nobody else uses it: so the kernel derives
+// none (addr_gen_mode 1) and checks none. Without any IPv6 address there, IPv6 is off here.
+absl::Status PrepareIpv6(const agent::v1::Interface& interface) {
+  const bool has_ipv6 =
+      std::any_of(interface.addresses().begin(), interface.addresses().end(),
+                  [](const std::string& a) { return a.find(':') != std::string::npos; });
+  const std::pair<const char*, const char*> settings[] = {{"accept_ra", "0"},
+                                                          {"accept_dad", "0"},
+                                                          {"addr_gen_mode", "1"},
+                                                          {"disable_ipv6", has_ipv6 ? "0" : "1"}};
+  for (const auto& [name, value] : settings) {
+    const absl::Status written =
+        WriteExisting(absl::StrCat("/proc/sys/net/ipv6/conf/", interface.name(), "/", name), value);
+    // A kernel without IPv6 has no such file.
+    if (!written.ok() && !absl::IsNotFound(written)) return written;
+  }
+  return absl::OkStatus();
+}
+
 absl::Status SetUpInterface(nl_sock* socket, int index, const agent::v1::Interface& interface) {
   if (interface.mtu() != 0) {
     const NlLink change = Change();
     rtnl_link_set_mtu(change.get(), interface.mtu());
     MAGNETAR_RETURN_IF_ERROR(ApplyLink(socket, index, change.get(), "set MTU"));
   }
-  // Before it is up: a router may answer first, and the kernel's own link-local address would be
-  // tentative for a second, though the pod's namespace has made sure of it already.
-  for (const char* name : {"accept_ra", "accept_dad"}) {
-    const absl::Status off = WriteExisting(
-        absl::StrCat("/proc/sys/net/ipv6/conf/", interface.name(), "/", name), "0");
-    // A kernel without IPv6 has no such file.
-    if (!off.ok() && !absl::IsNotFound(off)) return off;
-  }
+  MAGNETAR_RETURN_IF_ERROR(PrepareIpv6(interface));
   MAGNETAR_RETURN_IF_ERROR(SetUp(socket, index, true, interface.name()));
   return SyncAddresses(socket, index, interface);
 }

@@ -11,8 +11,9 @@ namespace magnetar::guest {
 
 // Brings the interfaces of this network namespace to the state that `network`
 // describes; repeating it changes nothing. Interfaces are found by their MAC
-// address. IPv6 addresses are used at once (no duplicate address detection) and router
-// advertisements are ignored. Blocks; needs CAP_NET_ADMIN.
+// address. IPv6 addresses, link-local ones too, are those given and no others; they are used at
+// once (no duplicate address detection), and router advertisements are ignored. An interface
+// without any has IPv6 switched off. Blocks; needs CAP_NET_ADMIN.
 //
 // Errors: NOT_FOUND (no NIC with that MAC), INVALID_ARGUMENT (an address that is none), or what
 // the kernel said, each naming the object.

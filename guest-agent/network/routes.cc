@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "guest-agent/network/network.h"
 #include "magnetar/status.h"
@@ -64,13 +65,29 @@ absl::StatusOr<NlRoute> BuildRoute(const agent::v1::Route& wanted) {
   return route;
 }
 
+// Family, length and bytes: libnl's text of a default route depends on where it comes from, "none"
+// from the kernel and "0.0.0.0/0" as parsed.
+std::string AddressKey(nl_addr* address) {
+  if (address == nullptr || nl_addr_get_prefixlen(address) == 0) return "-";
+  return absl::StrCat(
+      absl::BytesToHexString(
+          {static_cast<const char*>(nl_addr_get_binary_addr(address)), nl_addr_get_len(address)}),
+      "/", nl_addr_get_prefixlen(address));
+}
+
+uint32_t Metric(rtnl_route* route) {
+  const uint32_t metric = rtnl_route_get_priority(route);
+  // What the kernel makes of none.
+  constexpr uint32_t kDefaultV6 = 1024;
+  return metric == 0 && rtnl_route_get_family(route) == AF_INET6 ? kDefaultV6 : metric;
+}
+
+// What makes two routes the same one.
 std::string Key(rtnl_route* route) {
-  const std::string destination = ToString(rtnl_route_get_dst(route));
   rtnl_nexthop* hop = rtnl_route_nexthop_n(route, 0);
-  return absl::StrCat(rtnl_route_get_family(route), " ", destination, " ",
-                      rtnl_route_get_priority(route), " ",
-                      hop == nullptr ? 0 : rtnl_route_nh_get_ifindex(hop), " ",
-                      hop == nullptr ? "" : ToString(rtnl_route_nh_get_gateway(hop)));
+  return absl::StrCat(rtnl_route_get_family(route), " ", AddressKey(rtnl_route_get_dst(route)), " ",
+                      Metric(route), " ", hop == nullptr ? 0 : rtnl_route_nh_get_ifindex(hop), " ",
+                      AddressKey(hop == nullptr ? nullptr : rtnl_route_nh_get_gateway(hop)));
 }
 
 absl::Status RemoveOthers(nl_sock* socket, const std::set<std::string>& wanted) {
@@ -86,7 +103,8 @@ absl::Status RemoveOthers(nl_sock* socket, const std::set<std::string>& wanted) 
       continue;
     }
     const absl::Status status =
-        NlStatus(rtnl_route_delete(socket, route, 0), absl::StrCat("remove route ", Key(route)));
+        NlStatus(rtnl_route_delete(socket, route, 0),
+                 absl::StrCat("remove route ", ToString(rtnl_route_get_dst(route))));
     if (!status.ok() && !absl::IsNotFound(status)) return status;
   }
   return absl::OkStatus();

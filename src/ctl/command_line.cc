@@ -24,7 +24,8 @@ absl::Status List(const Options& options, std::ostream& out, std::ostream& err) 
   auto list = ListSandboxes(options.run_dir);
   if (!list.ok()) return list.status();
   out << (options.json ? Dump(ListJson(list->sandboxes)) : ListText(list->sandboxes));
-  for (const std::string& problem : list->problems) err << "magnetarctl: " << problem << "\n";
+  for (const std::string& problem : list->problems)
+    err << "magnetarctl: " << PrintableLine(problem) << "\n";
   return list->problems.empty() ? absl::OkStatus()
                                 : absl::DataLossError("some sandboxes cannot be shown");
 }
@@ -102,7 +103,7 @@ int Run(int argc, const char* const* argv, std::ostream& out, std::ostream& err)
   if (console->parsed()) status = Console(options, out);
   if (logs->parsed()) status = Logs(options, out);
   if (status.ok()) return 0;
-  err << "magnetarctl: " << std::string(status.message()) << "\n";
+  err << "magnetarctl: " << PrintableLine(status.message()) << "\n";
   return 1;
 }
 

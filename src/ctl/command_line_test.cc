@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
@@ -13,9 +14,11 @@
 #include <sstream>
 #include <thread>
 
+#include "absl/strings/str_cat.h"
 #include "magnetar/supervisor.pb.h"
 #include "magnetar/ttrpc/ttrpc.h"
 #include "magnetar/unique_fd.h"
+#include "src/ctl/render.h"
 #include "src/ctl/testing.h"
 
 namespace magnetar::ctl {
@@ -44,7 +47,8 @@ TEST_F(CommandLineTest, List) {
   EXPECT_THAT(out_, HasSubstr("SANDBOX"));
   EXPECT_THAT(out_, HasSubstr("abc1"));
   EXPECT_THAT(out_, HasSubstr("shop"));
-  EXPECT_THAT(out_, HasSubstr("qemu:"));
+  EXPECT_THAT(out_, HasSubstr("PIDS"));
+  EXPECT_THAT(out_, HasSubstr(absl::StrCat("qemu:", ::getpid(), "\n")));
   EXPECT_EQ(Call({"list", "--json"}), 0) << err_;
   const auto json = nlohmann::json::parse(out_);
   ASSERT_EQ(json.size(), 1u);
@@ -52,6 +56,8 @@ TEST_F(CommandLineTest, List) {
   EXPECT_EQ(json[0]["pod"], "web");
   EXPECT_EQ(json[0]["state"], "ready");
   EXPECT_GT(json[0]["pss_bytes"].get<uint64_t>(), 0u);
+  EXPECT_EQ(json[0]["pid"], ::getpid());
+  EXPECT_EQ(json[0]["processes"][0]["pid"], ::getpid());
 }
 
 TEST_F(CommandLineTest, Inspect) {
@@ -60,6 +66,45 @@ TEST_F(CommandLineTest, Inspect) {
   EXPECT_THAT(out_, HasSubstr("shop/web"));
   EXPECT_EQ(Call({"--json", "inspect", "abc1"}), 0) << err_;
   EXPECT_EQ(nlohmann::json::parse(out_)["labels"]["app"], "web");
+}
+
+TEST_F(CommandLineTest, NothingFromOutsideDrivesTheTerminal) {
+  daemon::Record record = LivingRecord("abc1");
+  runtime::v1::PodSandboxConfig pod;
+  pod.mutable_metadata()->set_name(
+      "web\x1b[2J\xc2\x9b"
+      "2J\nnext");
+  pod.mutable_metadata()->set_namespace_("sh\xc3\xb6p");
+  record.pod_config = pod.SerializeAsString();
+  record.exited_at_ns = 1700000000000000000;
+  record.exit_reason = "killed\r\x9b by\x1b]0;me\x07";
+  Write(record);
+  Put("bad/sandbox.json", "{");
+  EXPECT_EQ(Call({"list"}), 1);
+  EXPECT_THAT(out_, HasSubstr("web?[2J?2J?next"));
+  EXPECT_THAT(out_, HasSubstr("sh\xc3\xb6p"));
+  EXPECT_EQ(Call({"inspect", "abc1"}), 0) << err_;
+  EXPECT_THAT(out_, HasSubstr("web?[2J?2J?next"));
+  EXPECT_THAT(out_, HasSubstr("killed? by?]0;me?"));
+  Put("log",
+      "2026-11-23T22:00:00.123+0000 info \xc2\x9b"
+      "2J sandbox=gone\n");
+  EXPECT_EQ(Call({"logs", "gone", "--log-file", run_dir_ + "/log"}), 0) << err_;
+  EXPECT_THAT(out_, HasSubstr("info ?2J sandbox"));
+}
+
+TEST(PrintableTest, KeepsUtf8AndNothingElse) {
+  const std::string kept = "a\tb\n\xc2\xa0\xe2\x82\xac\xf0\x9f\x98\x80";
+  EXPECT_EQ(Printable(kept), kept);
+  EXPECT_EQ(Printable(absl::string_view("a\0b\x7f", 4)), "a?b?");
+  // C1, lone continuation, overlong, surrogate, beyond U+10FFFF, cut off.
+  EXPECT_EQ(Printable("\xc2\x80\xc2\x9f"), "??");
+  EXPECT_EQ(Printable("\x9bx"), "?x");
+  EXPECT_EQ(Printable("\xc0\xaf"), "??");
+  EXPECT_EQ(Printable("\xed\xa0\x80"), "???");
+  EXPECT_EQ(Printable("\xf4\x90\x80\x80"), "????");
+  EXPECT_EQ(Printable("x\xe2\x82"), "x??");
+  EXPECT_EQ(PrintableLine("a\tb\r\n"), "a?b?");
 }
 
 TEST_F(CommandLineTest, LogsFromAFile) {

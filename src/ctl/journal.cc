@@ -24,9 +24,11 @@ absl::Status Unavailable(int error, absl::string_view what) {
 
 }  // namespace
 
-absl::Status ReadJournal(const std::string& sandbox_id, const LogSink& sink) {
+absl::Status ReadJournal(const std::string& sandbox_id, const LogSink& sink,
+                         const std::string& directory) {
   sd_journal* raw = nullptr;
-  int result = ::sd_journal_open(&raw, SD_JOURNAL_LOCAL_ONLY);
+  int result = directory.empty() ? ::sd_journal_open(&raw, SD_JOURNAL_LOCAL_ONLY)
+                                 : ::sd_journal_open_directory(&raw, directory.c_str(), 0);
   if (result < 0) return Unavailable(result, "open");
   std::unique_ptr<sd_journal, JournalCloser> journal(raw);
   result = ::sd_journal_add_match(raw, kUnit, 0);

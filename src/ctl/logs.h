@@ -26,8 +26,9 @@ using LogSink = std::function<void(const LogLine&)>;
 absl::Status ReadLogFile(const std::string& path, const std::string& sandbox_id,
                          const LogSink& sink);
 
-// The same from the journal of the unit vmm-sandboxer.service. UNAVAILABLE if there is no journal
-// that may be read.
-absl::Status ReadJournal(const std::string& sandbox_id, const LogSink& sink);
+// The same from the journal of the unit vmm-sandboxer.service; `directory` is the system's journal
+// but in tests. UNAVAILABLE if there is no journal that may be read.
+absl::Status ReadJournal(const std::string& sandbox_id, const LogSink& sink,
+                         const std::string& directory = "");
 
 }  // namespace magnetar::ctl

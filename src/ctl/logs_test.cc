@@ -1,5 +1,6 @@
 #include "src/ctl/logs.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -40,6 +41,18 @@ TEST(LogFileTest, FiltersOneSandbox) {
   EXPECT_EQ(texts, std::vector<std::string>{"vm started sandbox=s1 pid=7"});
   ::unlink(path);
   EXPECT_TRUE(absl::IsNotFound(ReadLogFile(path, "s1", [](const LogLine&) {})));
+}
+
+TEST(JournalTest, OneWithoutTheDaemonSaysWhatElseThereIs) {
+  char directory[] = "/tmp/logs_test.XXXXXX";
+  ASSERT_NE(::mkdtemp(directory), nullptr);
+  for (const char* path : {static_cast<const char*>(directory), "/tmp/logs_test-none"}) {
+    const absl::Status status = ReadJournal(
+        "s1", [](const LogLine&) { FAIL(); }, path);
+    EXPECT_TRUE(absl::IsUnavailable(status)) << path;
+    EXPECT_THAT(std::string(status.message()), ::testing::HasSubstr("--log-file")) << path;
+  }
+  ::rmdir(directory);
 }
 
 }  // namespace

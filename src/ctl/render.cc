@@ -1,9 +1,11 @@
 #include "src/ctl/render.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
 #include "absl/time/time.h"
 
 namespace magnetar::ctl {
@@ -25,7 +27,34 @@ std::string Pids(const SandboxView& sandbox) {
   return parts.empty() ? "-" : absl::StrJoin(parts, ",");
 }
 
-std::string Table(const std::vector<std::vector<std::string>>& rows) {
+// How many bytes the UTF-8 character at the beginning of `text` has; 0 if there is none
+// (RFC 3629: no overlong forms, no surrogates, nothing above U+10FFFF).
+size_t CharacterSize(absl::string_view text) {
+  const auto byte = [&text](size_t i) { return static_cast<unsigned char>(text[i]); };
+  const unsigned char first = byte(0);
+  if (first < 0x80) return 1;
+  const size_t size = first >= 0xf0 ? 4 : first >= 0xe0 ? 3 : 2;
+  if (first < 0xc2 || first > 0xf4 || text.size() < size) return 0;
+  for (size_t i = 1; i < size; ++i) {
+    if ((byte(i) & 0xc0) != 0x80) return 0;
+  }
+  const unsigned char second = byte(1);
+  const bool valid = !(first == 0xe0 && second < 0xa0) && !(first == 0xed && second > 0x9f) &&
+                     !(first == 0xf0 && second < 0x90) && !(first == 0xf4 && second > 0x8f);
+  return valid ? size : 0;
+}
+
+// One character: C0, DEL, or C1, which terminals take for escape sequences too.
+bool IsControl(absl::string_view character) {
+  const auto first = static_cast<unsigned char>(character[0]);
+  if (character.size() == 1) return first < 0x20 || first == 0x7f;
+  return first == 0xc2 && static_cast<unsigned char>(character[1]) < 0xa0;
+}
+
+std::string Table(std::vector<std::vector<std::string>> rows) {
+  for (auto& row : rows) {
+    for (std::string& cell : row) cell = PrintableLine(cell);
+  }
   std::vector<size_t> widths;
   for (const auto& row : rows) {
     widths.resize(std::max(widths.size(), row.size()));
@@ -92,7 +121,7 @@ std::string ListText(const std::vector<SandboxView>& sandboxes) {
                     sandbox.pod.metadata().name(), sandbox.record.vmm, sandbox.state,
                     FormatBytes(sandbox.pss()), Pids(sandbox)});
   }
-  return Table(rows);
+  return Table(std::move(rows));
 }
 
 json ListJson(const std::vector<SandboxView>& sandboxes) {
@@ -175,12 +204,13 @@ std::string InspectText(const SandboxView& sandbox) {
                 absl::StrCat(step.container_id, " ", step.path, step.source,
                              step.serial.empty() ? "" : " serial ", step.serial));
   }
-  return Table(rows);
+  return Table(std::move(rows));
 }
 
 std::string LogText(const LogLine& line) {
-  if (line.time.empty()) return absl::StrCat(line.text, "\n");
-  return absl::StrCat(line.time, " ", line.level, " ", line.text, "\n");
+  std::string text = PrintableLine(line.text);
+  if (line.time.empty()) return absl::StrCat(text, "\n");
+  return absl::StrCat(PrintableLine(line.time), " ", PrintableLine(line.level), " ", text, "\n");
 }
 
 json LogJson(const LogLine& line) {
@@ -188,19 +218,30 @@ json LogJson(const LogLine& line) {
 }
 
 std::string Dump(const json& json) {
-  return json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+  return json.dump(2, ' ', true, nlohmann::json::error_handler_t::replace) + "\n";
 }
 
-std::string Printable(const std::string& text) {
+std::string Printable(absl::string_view text) {
   std::string out;
   out.reserve(text.size());
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    // A guest's lines end with carriage returns too.
-    if (c == '\r') continue;
-    out.push_back(c == '\n' || c == '\t' || (byte >= 0x20 && byte != 0x7f) ? c : '?');
+  while (!text.empty()) {
+    const size_t size = CharacterSize(text);
+    const char first = text[0];
+    if (first == '\n' || first == '\t') {
+      out.push_back(first);
+    } else if (size == 0 || IsControl(text.substr(0, size))) {
+      // A guest's lines end with carriage returns too.
+      if (first != '\r') out.push_back('?');
+    } else {
+      absl::StrAppend(&out, text.substr(0, size));
+    }
+    text.remove_prefix(std::max<size_t>(size, 1));
   }
   return out;
+}
+
+std::string PrintableLine(absl::string_view text) {
+  return absl::StrReplaceAll(Printable(text), {{"\n", "?"}, {"\t", "?"}});
 }
 
 }  // namespace magnetar::ctl

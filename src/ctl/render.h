@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/string_view.h"
 #include "src/ctl/logs.h"
 #include "src/ctl/sandboxes.h"
 
@@ -20,11 +21,15 @@ nlohmann::json InspectJson(const SandboxView& sandbox);
 std::string LogText(const LogLine& line);
 nlohmann::json LogJson(const LogLine& line);
 
-// Indented; bytes that are no UTF-8 are replaced.
+// Indented, ASCII alone; bytes that are no UTF-8 are replaced.
 std::string Dump(const nlohmann::json& json);
 
-// What came from a guest, without what could drive a terminal: control characters other than
-// newline and tab become "?".
-std::string Printable(const std::string& text);
+// What came from outside (a guest, a pod's manifest, a log), without what could drive a terminal:
+// control characters other than newline and tab, U+0080 to U+009F among them, and bytes that are no
+// UTF-8 become "?".
+std::string Printable(absl::string_view text);
+
+// The same for one line: newline and tab become "?" too.
+std::string PrintableLine(absl::string_view text);
 
 }  // namespace magnetar::ctl

@@ -16,6 +16,8 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <cerrno>
 #include <exception>
+#include <filesystem>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -77,6 +79,14 @@ absl::Status MakeRunDirectory(const std::string& path) {
   return absl::OkStatus();
 }
 
+// The supervisor's path is a link to the version that is installed: a daemon keeps to the one it
+// was started with, also after a newer one has been put beside it.
+std::string ResolveOnce(const std::string& path) {
+  std::error_code error;
+  const std::filesystem::path resolved = std::filesystem::canonical(path, error);
+  return error ? path : resolved.string();
+}
+
 absl::Status Daemon::Make() {
   const Config& config = options.config;
   MAGNETAR_RETURN_IF_ERROR(MakeRunDirectory(config.run_dir));
@@ -89,7 +99,7 @@ absl::Status Daemon::Make() {
   network = CreateNetworkManager();
   storage = ContainerStorage::Create();
   containerd = ContainerdClient::Create(config.containerd.address);
-  supervisors = NewSupervisorLauncher(config.vm.supervisor_path, &blocking);
+  supervisors = NewSupervisorLauncher(ResolveOnce(config.vm.supervisor_path), &blocking);
   guests = NewGuestDialer();
   shared = NewSharedDirectory();
   absl::StatusOr<ChosenVmm> chosen = ChooseVmm(config);

@@ -2,6 +2,7 @@
 
 import pathlib
 import subprocess
+import tempfile
 
 from . import network
 from .services import Service
@@ -39,7 +40,7 @@ oom_score = 0
   recreate_scratch = true
 
 [plugins.'io.containerd.cri.v1.images']
-  snapshotter = 'overlayfs'
+  snapshotter = '{snapshotter}'
   [plugins.'io.containerd.cri.v1.images'.pinned_images]
     sandbox = '{pause}'
 
@@ -74,13 +75,31 @@ def version(program):
     return int(numbers[0]), int(numbers[1])
 
 
+def overlay_works(folder):
+    """Whether the file system below `folder` can hold an overlay's upper directory: another overlay, as a
+    container's /var/lib is, cannot."""
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".overlay-") as scratch:
+        parts = {name: pathlib.Path(scratch, name) for name in ("lower", "upper", "work", "merged")}
+        for part in parts.values():
+            part.mkdir()
+        options = f"lowerdir={parts['lower']},upperdir={parts['upper']},workdir={parts['work']}"
+        mounted = subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, parts["merged"]], capture_output=True)
+        if mounted.returncode == 0:
+            subprocess.run(["umount", parts["merged"]], check=True)
+        return mounted.returncode == 0
+
+
 class Containerd:
     """containerd from the folder `programs`, with one runtime handler per entry of `handlers`
     (handler name -> snapshotter), which all use the sandboxer that listens on `sandboxer`."""
 
-    def __init__(self, programs, run_dir, data_dir, netns, sandboxer, shim_dir, handlers, log_level="info", mtu=1500):
+    def __init__(self, programs, run_dir, data_dir, netns, sandboxer, shim_dir, handlers, log_level="info", mtu=1500,
+                 snapshotter="overlayfs"):
         self.run, self.data, self.netns = pathlib.Path(run_dir), pathlib.Path(data_dir), netns
         self.programs = pathlib.Path(programs)
+        self.snapshotter = snapshotter
         self.socket = self.run / "containerd.sock"
         self.config = self.run / "containerd.toml"
         self._settings = (sandboxer, handlers, log_level, mtu)
@@ -100,6 +119,7 @@ class Containerd:
         # The list replaced the single folder in 2.1.
         self.config.write_text(CONFIG.format(
             run=self.run, data=self.data, socket=self.socket, log_level=log_level, sandboxer=sandboxer, pause=PAUSE_IMAGE,
+            snapshotter=self.snapshotter,
             cni_bin=f"bin_dirs = ['{network.plugin_dir()}']", cni_conf=self.run / "cni",
             runtimes="".join(RUNTIME.format(name=name, runtime_type=RUNTIME_TYPE, snapshotter=snapshotter)
                              for name, snapshotter in handlers.items())))
@@ -115,4 +135,4 @@ class Containerd:
                               capture_output=True, timeout=timeout)
 
     def import_images(self, path):
-        self.ctr("images", "import", "--snapshotter", "overlayfs", str(path), timeout=600)
+        self.ctr("images", "import", "--snapshotter", self.snapshotter, str(path), timeout=600)

@@ -4,16 +4,17 @@ images.py OUTPUT.tar NAME  writes one image of busybox under NAME.
 """
 
 import dataclasses
+import functools
 import gzip
 import hashlib
 import io
 import json
+import pathlib
 import platform
 import subprocess
 import sys
 import tarfile
 
-BUSYBOX = "/bin/busybox"
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 PASSWD = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"
@@ -30,6 +31,13 @@ class Entry:
     uid: int = 0
     gid: int = 0
     link: str = ""
+
+
+@functools.lru_cache(maxsize=None)
+def busybox_program():
+    """The path of a static busybox; raises CalledProcessError if none can be had."""
+    finder = pathlib.Path(__file__).resolve().parent.parent / "static-busybox"
+    return subprocess.run([finder], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 def layer(entries):
@@ -52,10 +60,10 @@ def layer(entries):
 
 
 def busybox_layer(extra=()):
-    """A root file system of busybox-static: its applets, the usual folders, users."""
-    with open(BUSYBOX, "rb") as program:
-        binary = program.read()
-    applets = subprocess.run([BUSYBOX, "--list"], check=True, capture_output=True, text=True).stdout.split()
+    """A root file system of a static busybox: its applets, the usual folders, users."""
+    program = busybox_program()
+    binary = pathlib.Path(program).read_bytes()
+    applets = subprocess.run([program, "--list"], check=True, capture_output=True, text=True).stdout.split()
     folders = ["bin/", "dev/", "etc/", "home/", "proc/", "root/", "run/", "sbin/", "sys/", "usr/", "usr/bin/", "var/"]
     entries = [Entry(folder, mode=0o755) for folder in folders]
     entries.append(Entry("tmp/", mode=0o1777))

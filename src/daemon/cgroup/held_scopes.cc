@@ -4,6 +4,8 @@
 
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+#include "magnetar/files.h"
 #include "magnetar/status.h"
 
 namespace magnetar::daemon {
@@ -17,6 +19,9 @@ absl::StatusOr<pid_t> HeldScopes::Start(const std::string& scope, const std::str
   auto holder = Spawn(options);
   if (!holder.ok()) return Annotate(holder.status(), "start the holder of a scope");
   const pid_t pid = holder->pid();
+  // What the daemon's unit gives the daemon, its children have no claim to. One that has no
+  // right to lower a higher score has nothing to reset either.
+  (void)WriteExisting(absl::StrCat("/proc/", pid, "/oom_score_adj"), "0");
   {
     std::lock_guard<std::mutex> lock(mutex_);
     holders_[scope] = *std::move(holder);

@@ -102,6 +102,33 @@ absl::StatusOr<std::vector<Hierarchy>> ParseHierarchies(absl::string_view mounti
   return out;
 }
 
+const std::vector<std::string>& NeededControllers() {
+  static const auto* const kNeeded = new std::vector<std::string>{"cpu", "memory", "pids", "io"};
+  return *kNeeded;
+}
+
+void AssignControllers(absl::string_view v2_controllers, std::vector<Hierarchy>& hierarchies) {
+  const std::set<absl::string_view> listed =
+      absl::StrSplit(v2_controllers, absl::ByAnyChar(" \n"), absl::SkipEmpty());
+  const std::vector<std::string>& needed = NeededControllers();
+  const bool governs = hierarchies.size() == 1 ||
+                       std::any_of(needed.begin(), needed.end(),
+                                   [&](const auto& name) { return listed.contains(name); });
+  std::set<std::string> in_v1;
+  for (const Hierarchy& hierarchy : hierarchies) {
+    if (hierarchy.v2) continue;
+    in_v1.insert(hierarchy.controllers.begin(), hierarchy.controllers.end());
+    if (hierarchy.Has("blkio")) in_v1.insert("io");
+  }
+  for (Hierarchy& hierarchy : hierarchies) {
+    if (!hierarchy.v2) continue;
+    hierarchy.controllers.clear();
+    if (!governs) continue;
+    std::copy_if(needed.begin(), needed.end(), std::back_inserter(hierarchy.controllers),
+                 [&in_v1](const std::string& name) { return !in_v1.contains(name); });
+  }
+}
+
 absl::StatusOr<std::string> ParentPath(absl::string_view cgroup_parent) {
   absl::string_view trimmed = cgroup_parent;
   absl::ConsumePrefix(&trimmed, "/");

@@ -12,7 +12,8 @@ namespace magnetar::daemon {
 struct Hierarchy {
   std::string path;  // mount point
   bool v2 = false;
-  std::vector<std::string> controllers;  // v1: {"cpu", "cpuacct"} or {"name=systemd"}
+  // v1: {"cpu", "cpuacct"} or {"name=systemd"}; v2: see AssignControllers.
+  std::vector<std::string> controllers;
 
   bool Has(absl::string_view controller) const;
   bool operator==(const Hierarchy&) const = default;
@@ -23,6 +24,15 @@ struct Hierarchy {
 // FAILED_PRECONDITION if there are none.
 absl::StatusOr<std::vector<Hierarchy>> ParseHierarchies(absl::string_view mountinfo,
                                                         absl::string_view mount_point);
+
+// What a sandbox's cgroup needs for limits and counters, in v2's names.
+const std::vector<std::string>& NeededControllers();
+
+// Tells v2's hierarchy which of the needed controllers are its to limit and count, given the
+// text of its root's cgroup.controllers. Alone it answers for all of them. Beside v1's hierarchies,
+// each controller is in one of the two: where v2 has any of them (v1 may be there for net_cls or
+// systemd alone), it answers for all that v1 has not mounted, else for none.
+void AssignControllers(absl::string_view v2_controllers, std::vector<Hierarchy>& hierarchies);
 
 // The path of a CRI cgroup_parent within a hierarchy, without slashes at its ends.
 // systemd's form is expanded: "kubepods-burstable-pod1.slice" is

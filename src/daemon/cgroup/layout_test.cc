@@ -7,6 +7,7 @@ namespace magnetar::daemon {
 namespace {
 
 using ::testing::ElementsAre;
+using ::testing::IsEmpty;
 
 constexpr char kHybrid[] =
     "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755\n"
@@ -45,6 +46,31 @@ TEST(ParseHierarchiesTest, EscapedMountPoint) {
 TEST(ParseHierarchiesTest, NoneIsAnError) {
   EXPECT_TRUE(absl::IsFailedPrecondition(ParseHierarchies(kHybrid, "/elsewhere").status()));
   EXPECT_TRUE(absl::IsFailedPrecondition(ParseHierarchies("", "/sys/fs/cgroup").status()));
+}
+
+std::vector<std::string> AssignedToV2(absl::string_view listed, std::vector<Hierarchy> v1) {
+  v1.push_back({"/sys/fs/cgroup", true, {}});
+  AssignControllers(listed, v1);
+  return v1.back().controllers;
+}
+
+TEST(AssignControllersTest, EachControllerIsInOneHierarchy) {
+  // Alone, whatever its root lists: a limit that it cannot have is refused, not dropped.
+  EXPECT_THAT(AssignedToV2("cpuset memory\n", {}), ElementsAre("cpu", "memory", "pids", "io"));
+  // A hierarchy of v1 that has none of ours changes nothing.
+  EXPECT_THAT(AssignedToV2("cpuset cpu io memory pids rdma\n",
+                           {{"/sys/fs/cgroup/systemd", false, {"name=systemd"}},
+                            {"/run/net_cls", false, {"net_cls", "net_prio"}}}),
+              ElementsAre("cpu", "memory", "pids", "io"));
+  // One that has some takes them.
+  EXPECT_THAT(AssignedToV2("io pids\n", {{"/c/cpu", false, {"cpu", "cpuacct"}},
+                                         {"/c/memory", false, {"memory"}}}),
+              ElementsAre("pids", "io"));
+  EXPECT_THAT(AssignedToV2("cpu memory pids\n", {{"/c/blkio", false, {"blkio"}}}),
+              ElementsAre("cpu", "memory", "pids"));
+  // A hybrid host's v2 is there for processes only.
+  EXPECT_THAT(AssignedToV2("misc\n", {{"/c/cpu", false, {"cpu", "cpuacct"}}}), IsEmpty());
+  EXPECT_THAT(AssignedToV2("", {{"/c/cpu", false, {"cpu", "cpuacct"}}}), IsEmpty());
 }
 
 TEST(ParentPathTest, Forms) {

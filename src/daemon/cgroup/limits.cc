@@ -77,7 +77,10 @@ uint64_t WeightOfShares(uint64_t shares) {
 
 std::vector<LimitWrite> LimitWrites(const Hierarchy& hierarchy, const SandboxLimits& limits,
                                     bool reset) {
-  return hierarchy.v2 ? V2Writes(limits, reset) : V1Writes(hierarchy, limits, reset);
+  if (!hierarchy.v2) return V1Writes(hierarchy, limits, reset);
+  std::vector<LimitWrite> out = V2Writes(limits, reset);
+  std::erase_if(out, [&](const LimitWrite& write) { return !hierarchy.Has(write.controller); });
+  return out;
 }
 
 }  // namespace magnetar::daemon

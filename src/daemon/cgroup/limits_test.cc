@@ -15,18 +15,25 @@ const SandboxLimits kLimits = {.memory_bytes = 1 << 20,
                                .cpu_period_us = 100000,
                                .pids = 64};
 
+const Hierarchy kV2 = {"/c", true, NeededControllers()};
+
 TEST(LimitWritesTest, V2) {
-  EXPECT_THAT(LimitWrites({"/c", true, {}}, kLimits, false),
+  EXPECT_THAT(LimitWrites(kV2, kLimits, false),
               ElementsAre(LimitWrite{"memory", "memory.max", "1048576"},
                           LimitWrite{"cpu", "cpu.weight", "20"},
                           LimitWrite{"cpu", "cpu.max", "50000 100000"},
                           LimitWrite{"pids", "pids.max", "64"}));
-  EXPECT_THAT(LimitWrites({"/c", true, {}}, {}, false), IsEmpty());
-  EXPECT_THAT(
-      LimitWrites({"/c", true, {}}, {}, true),
-      ElementsAre(LimitWrite{"memory", "memory.max", "max"}, LimitWrite{"cpu", "cpu.weight", "100"},
-                  LimitWrite{"cpu", "cpu.max", "max 100000"},
-                  LimitWrite{"pids", "pids.max", "max"}));
+  EXPECT_THAT(LimitWrites(kV2, {}, false), IsEmpty());
+  EXPECT_THAT(LimitWrites(kV2, {}, true), ElementsAre(LimitWrite{"memory", "memory.max", "max"},
+                                                      LimitWrite{"cpu", "cpu.weight", "100"},
+                                                      LimitWrite{"cpu", "cpu.max", "max 100000"},
+                                                      LimitWrite{"pids", "pids.max", "max"}));
+}
+
+TEST(LimitWritesTest, V2WritesOnlyItsOwnControllersBesideV1) {
+  EXPECT_THAT(LimitWrites({"/c", true, {"pids"}}, kLimits, false),
+              ElementsAre(LimitWrite{"pids", "pids.max", "64"}));
+  EXPECT_THAT(LimitWrites({"/c", true, {}}, kLimits, true), IsEmpty());
 }
 
 TEST(LimitWritesTest, V1WritesOnlyItsOwnControllers) {

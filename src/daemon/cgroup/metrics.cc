@@ -161,28 +161,36 @@ void ForEachKey(const std::string& path,
   }
 }
 
-void ReadMetricsV2(const std::string& directory, v2::Metrics& out) {
+void ReadMetricsV2(const Hierarchy& hierarchy, const std::string& directory, v2::Metrics& out) {
   const auto file = [&directory](const char* name) { return absl::StrCat(directory, "/", name); };
-  ForEachKey(file("cpu.stat"), &SetCpu, out);
-  ForEachKey(file("memory.stat"), &SetMemory, out);
-  ForEachKey(file("memory.events"), &SetMemoryEvent, out);
-  v2::MemoryStat& memory = *out.mutable_memory();
-  memory.set_usage(ReadNumber(file("memory.current")));
-  memory.set_usage_limit(ReadNumber(file("memory.max")));
-  memory.set_max_usage(ReadNumber(file("memory.peak")));
-  memory.set_swap_usage(ReadNumber(file("memory.swap.current")));
-  memory.set_swap_limit(ReadNumber(file("memory.swap.max")));
-  memory.set_swap_max_usage(ReadNumber(file("memory.swap.peak")));
-  out.mutable_pids()->set_current(ReadNumber(file("pids.current")));
-  out.mutable_pids()->set_limit(ReadNumber(file("pids.max")));
-  ReadIo(file("io.stat"), out);
-  ReadPressure(
-      file("cpu.pressure"), [](v2::Metrics& m) { return m.mutable_cpu()->mutable_psi(); }, out);
-  ReadPressure(
-      file("memory.pressure"), [](v2::Metrics& m) { return m.mutable_memory()->mutable_psi(); },
-      out);
-  ReadPressure(
-      file("io.pressure"), [](v2::Metrics& m) { return m.mutable_io()->mutable_psi(); }, out);
+  if (hierarchy.Has("cpu")) {
+    ForEachKey(file("cpu.stat"), &SetCpu, out);
+    ReadPressure(
+        file("cpu.pressure"), [](v2::Metrics& m) { return m.mutable_cpu()->mutable_psi(); }, out);
+  }
+  if (hierarchy.Has("memory")) {
+    ForEachKey(file("memory.stat"), &SetMemory, out);
+    ForEachKey(file("memory.events"), &SetMemoryEvent, out);
+    v2::MemoryStat& memory = *out.mutable_memory();
+    memory.set_usage(ReadNumber(file("memory.current")));
+    memory.set_usage_limit(ReadNumber(file("memory.max")));
+    memory.set_max_usage(ReadNumber(file("memory.peak")));
+    memory.set_swap_usage(ReadNumber(file("memory.swap.current")));
+    memory.set_swap_limit(ReadNumber(file("memory.swap.max")));
+    memory.set_swap_max_usage(ReadNumber(file("memory.swap.peak")));
+    ReadPressure(
+        file("memory.pressure"), [](v2::Metrics& m) { return m.mutable_memory()->mutable_psi(); },
+        out);
+  }
+  if (hierarchy.Has("pids")) {
+    out.mutable_pids()->set_current(ReadNumber(file("pids.current")));
+    out.mutable_pids()->set_limit(ReadNumber(file("pids.max")));
+  }
+  if (hierarchy.Has("io")) {
+    ReadIo(file("io.stat"), out);
+    ReadPressure(
+        file("io.pressure"), [](v2::Metrics& m) { return m.mutable_io()->mutable_psi(); }, out);
+  }
 }
 
 }  // namespace magnetar::daemon

@@ -12,8 +12,9 @@
 // limit is UINT64_MAX, as containerd's own metrics have it.
 namespace magnetar::daemon {
 
-// One v2 directory.
-void ReadMetricsV2(const std::string& directory, io::containerd::cgroups::v2::Metrics& out);
+// One v2 directory, of the controllers that are v2's (AssignControllers).
+void ReadMetricsV2(const Hierarchy& hierarchy, const std::string& directory,
+                   io::containerd::cgroups::v2::Metrics& out);
 
 // One v1 directory of a hierarchy with these controllers.
 void ReadMetricsV1(const Hierarchy& hierarchy, const std::string& directory,

@@ -22,13 +22,6 @@
 namespace magnetar::daemon {
 namespace {
 
-// What a sandbox's cgroup needs for limits and counters under v2.
-const std::vector<std::string>& Controllers() {
-  static const auto* const kControllers =
-      new std::vector<std::string>{"cpu", "memory", "pids", "io"};
-  return *kControllers;
-}
-
 class HostCgroups final : public CgroupManager {
  public:
   HostCgroups(std::vector<Hierarchy> hierarchies, std::chrono::milliseconds kill_limit,
@@ -69,12 +62,14 @@ class HostCgroups final : public CgroupManager {
     auto place = Place(cgroup_parent, sandbox_id);
     if (!place.ok()) return place.status();
     MAGNETAR_RETURN_IF_ERROR(CheckExists(place->path));
-    const bool unified = IsUnified();
     io::containerd::cgroups::v2::Metrics metrics;
     for (const Hierarchy& hierarchy : hierarchies_) {
       const std::string directory = absl::StrCat(hierarchy.path, "/", place->path);
-      if (hierarchy.v2 && unified) ReadMetricsV2(directory, metrics);
-      if (!hierarchy.v2) ReadMetricsV1(hierarchy, directory, metrics);
+      if (hierarchy.v2) {
+        ReadMetricsV2(hierarchy, directory, metrics);
+      } else {
+        ReadMetricsV1(hierarchy, directory, metrics);
+      }
     }
     return metrics;
   }
@@ -91,9 +86,6 @@ class HostCgroups final : public CgroupManager {
                                      const std::string& sandbox_id) const {
     return PlaceSandbox(cgroup_parent, sandbox_id, scopes_ != nullptr);
   }
-
-  // On a hybrid host v2's hierarchy is there for processes only.
-  bool IsUnified() const { return hierarchies_.size() == 1 && hierarchies_[0].v2; }
 
   absl::Status CheckExists(const std::string& path) const {
     const std::string directory = absl::StrCat(hierarchies_[0].path, "/", path);
@@ -119,15 +111,12 @@ class HostCgroups final : public CgroupManager {
 
   absl::Status Make(const Hierarchy& hierarchy, const std::string& path,
                     const SandboxLimits& limits) const {
-    const std::vector<std::string> none;
     std::vector<std::string> required;
-    if (IsUnified()) {
-      for (const LimitWrite& write : LimitWrites(hierarchy, limits, /*reset=*/false)) {
-        required.push_back(write.controller);
-      }
+    for (const LimitWrite& write : LimitWrites(hierarchy, limits, /*reset=*/false)) {
+      required.push_back(write.controller);
     }
     std::lock_guard<std::mutex> lock(tree_mutex_);
-    return MakePath(hierarchy, path, IsUnified() ? Controllers() : none, required);
+    return MakePath(hierarchy, path, hierarchy.controllers, required);
   }
 
   // The scope's holder moves to where the VM will be: v2 enables controllers for the
@@ -148,7 +137,6 @@ class HostCgroups final : public CgroupManager {
 
   absl::Status WriteLimits(const Hierarchy& hierarchy, const std::string& path,
                            const SandboxLimits& limits, bool reset) const {
-    if (hierarchy.v2 && !IsUnified()) return absl::OkStatus();
     for (const LimitWrite& write : LimitWrites(hierarchy, limits, reset)) {
       const std::string file = absl::StrCat(hierarchy.path, "/", path, "/", write.file);
       absl::Status status = WriteExisting(file, write.value);
@@ -190,6 +178,13 @@ absl::StatusOr<std::unique_ptr<CgroupManager>> CreateCgroupManager(const CgroupO
   if (!mountinfo.ok()) return mountinfo.status();
   auto hierarchies = ParseHierarchies(*mountinfo, options.mount_point);
   if (!hierarchies.ok()) return hierarchies.status();
+  for (const Hierarchy& hierarchy : *hierarchies) {
+    if (!hierarchy.v2) continue;
+    auto controllers = ReadFile(absl::StrCat(hierarchy.path, "/cgroup.controllers"));
+    if (!controllers.ok() && !absl::IsNotFound(controllers.status())) return controllers.status();
+    AssignControllers(controllers.ok() ? *controllers : "", *hierarchies);
+    break;
+  }
   // As sd_booted(3) looks.
   const bool systemd = ::access(options.systemd_directory.c_str(), F_OK) == 0;
   std::shared_ptr<SystemdScopes> scopes;

@@ -8,7 +8,9 @@
 #include <functional>
 
 #include "absl/strings/str_cat.h"
+#include "magnetar/files.h"
 #include "src/daemon/cgroup/fake_tree.h"
+#include "src/daemon/cgroup/held_scopes.h"
 #include "src/daemon/cgroup/systemd_scopes.h"
 
 namespace magnetar::daemon {
@@ -20,6 +22,11 @@ class SandboxCgroupTest : public FakeTree {
  protected:
   std::unique_ptr<CgroupManager> Unified() {
     Put("mountinfo", absl::StrCat("30 1 0:26 / ", root_, "/c rw - cgroup2 cgroup2 rw\n"));
+    return Manager();
+  }
+  std::unique_ptr<CgroupManager> UnifiedBesideNetCls() {
+    Put("mountinfo", absl::StrCat("30 1 0:26 / ", root_, "/c rw - cgroup2 cgroup2 rw\n31 1 0:27 / ",
+                                  root_, "/c/net_cls rw - cgroup cgroup rw,net_cls\n"));
     return Manager();
   }
   std::unique_ptr<CgroupManager> Hybrid() {
@@ -111,6 +118,27 @@ TEST_F(SandboxCgroupTest, UnifiedEnablesControllersForTheChildren) {
   EXPECT_FALSE(Exists("c/kubepods.slice/kubepods-pod1.slice/magnetar-s2"));
 }
 
+TEST_F(SandboxCgroupTest, AHierarchyOfV1BesideV2KeepsLimitsAndCounters) {
+  Put("c/cgroup.controllers", "cpu io memory pids\n");
+  Put("c/cgroup.subtree_control", "cpu io memory pids\n");
+  auto manager = UnifiedBesideNetCls();
+  ASSERT_NE(manager, nullptr);
+  Put("c/kubepods/cgroup.controllers", "cpu io memory pids\n");
+  Put("c/kubepods/cgroup.subtree_control", "cpu io memory pids\n");
+  const std::string leaf = "c/kubepods/magnetar-s1";
+  for (const char* file : {"cgroup.procs", "memory.max", "pids.max"}) Put(leaf + "/" + file);
+  Put(leaf + "/memory.current", "4711\n");
+  Put("c/net_cls/kubepods/magnetar-s1/cgroup.procs");
+  auto procs = manager->Create("/kubepods", "s1", {.memory_bytes = 4096, .pids = 5});
+  ASSERT_TRUE(procs.ok()) << procs.status();
+  EXPECT_EQ(procs->size(), 2u);
+  EXPECT_EQ(Get(leaf + "/memory.max"), "4096");
+  EXPECT_EQ(Get(leaf + "/pids.max"), "5");
+  auto metrics = manager->Metrics("/kubepods", "s1");
+  ASSERT_TRUE(metrics.ok()) << metrics.status();
+  EXPECT_EQ(metrics->memory().usage(), 4711u);
+}
+
 // Makes what systemd and the kernel would make in the fake tree.
 class FakeScopes final : public SystemdScopes {
  public:
@@ -167,6 +195,24 @@ TEST_F(SandboxCgroupTest, ASliceOfSystemdGetsADelegatedScope) {
   EXPECT_FALSE(Exists(top));
   EXPECT_EQ(scopes->log[0], "start magnetar-s1.scope in kubepods-pod1.slice");
   EXPECT_EQ(scopes->log[1], "stop magnetar-s1.scope");
+}
+
+TEST_F(SandboxCgroupTest, AScopesHolderIsNotShieldedFromTheOomKillerAsTheDaemonIs) {
+  const char kOwn[] = "/proc/self/oom_score_adj";
+  auto before = ReadFile(kOwn);
+  ASSERT_TRUE(before.ok());
+  if (!WriteExisting(kOwn, "-500").ok()) GTEST_SKIP() << "needs CAP_SYS_RESOURCE";
+  std::string seen;
+  FakeScopes* fake = nullptr;
+  auto scopes = std::make_shared<FakeScopes>([&](const std::string&) {
+    seen = ReadFile(absl::StrCat("/proc/", fake->holder, "/oom_score_adj")).value_or("none");
+    return absl::UnavailableError("enough");
+  });
+  fake = scopes.get();
+  HeldScopes held(scopes);
+  EXPECT_FALSE(held.Start("magnetar-s1.scope", "a.slice").ok());
+  EXPECT_TRUE(WriteExisting(kOwn, *before).ok());
+  EXPECT_EQ(seen, "0\n");
 }
 
 TEST_F(SandboxCgroupTest, AScopeThatSystemdRefusesLeavesNothing) {

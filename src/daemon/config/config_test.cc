@@ -3,6 +3,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <regex>
+#include <string>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "magnetar/files.h"
 
 namespace magnetar::daemon {
@@ -95,6 +102,46 @@ TEST(ConfigTest, ShippedFileParsesAndNamesEveryKey) {
                           "failpoints"}) {
     EXPECT_THAT(*text, HasSubstr(std::string("\n") + key + " = ")) << key;
   }
+}
+
+// The key's value where the shipped file sets it.
+std::string ShippedDefault(const std::string& shipped, const std::string& section,
+                           const std::string& key) {
+  bool inside = section.empty();
+  for (const absl::string_view line : absl::StrSplit(shipped, '\n')) {
+    if (absl::StartsWith(line, "[")) inside = line == absl::StrCat("[", section, "]");
+    absl::string_view rest = line;
+    if (inside && absl::ConsumePrefix(&rest, absl::StrCat(key, " = "))) return std::string(rest);
+  }
+  return "";
+}
+
+// The reference has a row "| `key` | `default` |" in each section, for each key of the code.
+TEST(ConfigTest, TheReferenceHasEveryKeyWithItsDefault) {
+  auto code = ReadFile(MAGNETAR_SOURCE_DIR "/src/daemon/config/config.cc");
+  auto shipped = ReadFile(MAGNETAR_SOURCE_DIR "/config/vmm-sandboxer.toml");
+  auto reference = ReadFile(MAGNETAR_SOURCE_DIR "/docs/configuration.md");
+  ASSERT_TRUE(code.ok() && shipped.ok() && reference.ok());
+  // {"section", {{"key", Kind(...)}, ...
+  const std::regex entry(R"re(\{"(\w*)",\s*(\{|[A-Z]\w+\())re");
+  std::string section;
+  int keys = 0;
+  for (std::sregex_iterator it(code->begin(), code->end(), entry), end; it != end; ++it) {
+    if ((*it)[2] == "{") {
+      section = (*it)[1];
+      continue;
+    }
+    const std::string key = (*it)[1];
+    const std::string value = ShippedDefault(*shipped, section, key);
+    EXPECT_NE(value, "") << section << "." << key << " is not in the shipped file";
+    const std::string heading = section.empty() ? "At the top" : absl::StrCat("[", section, "]");
+    const size_t start = reference->find(absl::StrCat("\n## ", heading, "\n"));
+    ASSERT_NE(start, std::string::npos) << section;
+    const std::string part = reference->substr(start, reference->find("\n## ", start + 4) - start);
+    EXPECT_THAT(part, HasSubstr(absl::StrCat("\n| `", key, "` | `", value, "` |"))) << section;
+    ++keys;
+  }
+  EXPECT_GE(keys, 27);
 }
 
 }  // namespace

@@ -1,10 +1,13 @@
 #include <net/if.h>
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "magnetar/status.h"
+#include "src/daemon/config/log.h"
 #include "src/daemon/network/forward.h"
 #include "src/daemon/network/netlink.h"
 #include "src/daemon/network/netns.h"
@@ -20,14 +23,23 @@ namespace {
 // The functions of this namespace run in the pod's netns.
 
 // The tap is made before any qdisc and removed after all of them, so the taps
-// tell which qdiscs are ours.
-absl::Status Untie(nl_sock* socket) {
+// tell which qdiscs are ours. With `uid` only those of its VM, which may share the
+// namespace with another's by somebody's mistake.
+absl::Status Untie(nl_sock* socket, std::optional<uint32_t> uid) {
   auto links = ReadLinks(socket);
   if (!links.ok()) return links.status();
+  auto owners = ReadTapOwners();
+  if (!owners.ok()) return owners.status();
   absl::Status result;
+  bool shared = false;
   for (const LinkState& tap : *links) {
     const auto index = InterfaceOfTap(tap);
     if (!index.has_value()) continue;
+    const auto owner = owners->find(tap.index);
+    if (uid.has_value() && owner != owners->end() && owner->second != *uid) {
+      shared = true;
+      continue;
+    }
     const auto interface = std::find_if(links->begin(), links->end(),
                                         [&](const LinkState& l) { return l.index == *index; });
     absl::Status status;
@@ -35,7 +47,7 @@ absl::Status Untie(nl_sock* socket) {
     if (status.ok()) status = DeleteLink(socket, tap.name);
     result.Update(status);
   }
-  result.Update(RemoveForwarding());
+  if (!shared) result.Update(RemoveForwarding());
   return result;
 }
 
@@ -53,7 +65,7 @@ absl::Status RemoveLeftovers(nl_sock* socket) {
           absl::StrCat("it is tied to a living VM already, by ", link.name));
     }
   }
-  return found ? Untie(socket) : absl::OkStatus();
+  return found ? Untie(socket, std::nullopt) : absl::OkStatus();
 }
 
 absl::StatusOr<PodTap> Tie(nl_sock* socket, const LinkState& interface, uint32_t uid) {
@@ -92,20 +104,21 @@ absl::Status AttachHere(uint32_t uid, PodNetwork& network) {
   auto socket = OpenRouteSocket();
   if (!socket.ok()) return socket.status();
   MAGNETAR_RETURN_IF_ERROR(RemoveLeftovers(socket->get()));
+  network.foreign_tables = ForeignTables();
   absl::Status status = TieAll(socket->get(), uid, network);
   if (status.ok()) return status;
   network.taps.clear();
   network.forward_listener.reset();
-  if (absl::Status undone = Untie(socket->get()); !undone.ok()) {
+  if (absl::Status undone = Untie(socket->get(), uid); !undone.ok()) {
     return Annotate(status, absl::StrCat("(and undoing failed: ", undone.message(), ")"));
   }
   return status;
 }
 
-absl::Status DetachHere() {
+absl::Status DetachHere(uint32_t uid) {
   auto socket = OpenRouteSocket();
   if (!socket.ok()) return socket.status();
-  return Untie(socket->get());
+  return Untie(socket->get(), uid);
 }
 
 class KernelNetworkManager final : public NetworkManager {
@@ -120,18 +133,22 @@ class KernelNetworkManager final : public NetworkManager {
     absl::Status status =
         RunInNetns(netns->get(), [uid, &network] { return AttachHere(uid, network); });
     if (!status.ok()) return Annotate(status, absl::StrCat("network namespace ", netns_path));
+    if (!network.foreign_tables.empty()) {
+      Log(LogLevel::kWarn, "rules in the pod's netns that its VM's traffic bypasses",
+          {{"netns", netns_path}, {"tables", absl::StrJoin(network.foreign_tables, ", ")}});
+    }
     network.netns = *std::move(netns);
     return network;
   }
 
-  absl::Status Detach(const std::string& netns_path) override {
+  absl::Status Detach(const std::string& netns_path, uint32_t uid) override {
     auto netns = OpenNetns(netns_path);
     // Attach refuses what is no pod's netns, so nothing of ours can be in it.
     if (absl::IsNotFound(netns.status()) || absl::IsInvalidArgument(netns.status())) {
       return absl::OkStatus();
     }
     if (!netns.ok()) return netns.status();
-    return Annotate(RunInNetns(netns->get(), [] { return DetachHere(); }),
+    return Annotate(RunInNetns(netns->get(), [uid] { return DetachHere(uid); }),
                     absl::StrCat("network namespace ", netns_path));
   }
 };

@@ -293,7 +293,7 @@ TEST_F(AttachRootTest, GuestAnswersInThePodsPlaceOverBothFamilies) {
     EXPECT_THAT(node_.Run("ip neigh"), HasSubstr(network->taps[0].mac));
   }
   network->taps.clear();
-  absl::Status detached = manager_->Detach(pod_.path());
+  absl::Status detached = manager_->Detach(pod_.path(), 12345);
   EXPECT_TRUE(detached.ok()) << detached;
   EXPECT_EQ(State(), before);
 }
@@ -351,8 +351,52 @@ TEST_F(AttachRootTest, RepeatsAfterACrashAndDetachesTwice) {
   ASSERT_TRUE(again.ok()) << again.status();
   absl::Status busy = manager_->Attach(pod_.path(), 0).status();
   EXPECT_EQ(busy.code(), absl::StatusCode::kFailedPrecondition) << busy;
-  EXPECT_TRUE(manager_->Detach(pod_.path()).ok());
-  EXPECT_TRUE(manager_->Detach(pod_.path()).ok());
+  EXPECT_TRUE(manager_->Detach(pod_.path(), 0).ok());
+  EXPECT_TRUE(manager_->Detach(pod_.path(), 0).ok());
+  EXPECT_EQ(State(), before);
+}
+
+TEST_F(AttachRootTest, ASecondSandboxLeavesTheLivingOneAlone) {
+  MakePod();
+  const std::string before = State();
+  auto network = manager_->Attach(pod_.path(), 1001);
+  ASSERT_TRUE(network.ok()) << network.status();
+  const std::string tied = State();
+  EXPECT_EQ(manager_->Attach(pod_.path(), 1002).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(State(), tied);
+  // As its teardown does, if it was journalled.
+  EXPECT_TRUE(manager_->Detach(pod_.path(), 1002).ok());
+  EXPECT_EQ(State(), tied);
+  {
+    Guest guest(network->taps[0].fd.get(), network->guest);
+    UniqueFd inside = ListenAt(guest.netns(), "10.66.0.2", 8080);
+    EXPECT_TRUE(Dial(node_, "10.66.0.2", 8080).ok());
+  }
+  EXPECT_TRUE(manager_->Detach(pod_.path(), 1001).ok());
+  EXPECT_EQ(State(), before);
+}
+
+TEST_F(AttachRootTest, TellsOfRulesThatTrafficBypasses) {
+  MakePod();
+  pod_.Run("nft add table ip filter");
+  auto network = manager_->Attach(pod_.path(), 0);
+  ASSERT_TRUE(network.ok()) << network.status();
+  EXPECT_THAT(network->foreign_tables, ::testing::ElementsAre("ip filter"));
+  EXPECT_TRUE(manager_->Detach(pod_.path(), 0).ok());
+  EXPECT_THAT(pod_.Run("nft list tables"), ::testing::StrEq("table ip filter\n"));
+}
+
+TEST_F(AttachRootTest, MoreInterfacesThanAVmTakesLeaveNothing) {
+  MakePod();
+  for (int i = 1; i < 5; ++i) {
+    pod_.Run(absl::StrCat("ip link add net", i, " type veth peer name peer", i, " netns ",
+                          node_.path(), "; ip link set net", i, " up"));
+  }
+  const std::string before = State();
+  const absl::Status status = manager_->Attach(pod_.path(), 0).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("net4"));
   EXPECT_EQ(State(), before);
 }
 
@@ -366,7 +410,7 @@ TEST_F(AttachRootTest, RefusesAForeignQdiscAndLeavesIt) {
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(status.message()), HasSubstr("eth0"));
   EXPECT_EQ(State(), before);
-  EXPECT_TRUE(manager_->Detach(pod_.path()).ok());
+  EXPECT_TRUE(manager_->Detach(pod_.path(), 0).ok());
   EXPECT_EQ(State(), before);
 }
 
@@ -407,7 +451,7 @@ TEST_F(AttachRootTest, AnEmptyNetnsIsFine) {
   auto network = manager_->Attach(pod_.path(), 0);
   ASSERT_TRUE(network.ok()) << network.status();
   EXPECT_TRUE(network->taps.empty());
-  EXPECT_TRUE(manager_->Detach(pod_.path()).ok());
+  EXPECT_TRUE(manager_->Detach(pod_.path(), 0).ok());
 }
 
 }  // namespace

@@ -9,6 +9,8 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "absl/strings/substitute.h"
 #include "magnetar/status.h"
 #include "src/daemon/network/netlink.h"
@@ -24,10 +26,13 @@ namespace {
 
 using NftContext = std::unique_ptr<nft_ctx, NlFree<nft_ctx_free>>;
 
+constexpr char kTable[] = "inet magnetar";
+
 // Adding first makes the deletion succeed whether the table was there or not.
 constexpr char kRemove[] = "add table inet magnetar\ndelete table inet magnetar\n";
 
-absl::Status RunNft(const std::string& commands, absl::string_view context) {
+// What the commands print.
+absl::StatusOr<std::string> RunNft(const std::string& commands, absl::string_view context) {
   // libnftables keeps its parser's state in globals.
   static std::mutex mutex;
   std::lock_guard<std::mutex> lock(mutex);
@@ -37,7 +42,9 @@ absl::Status RunNft(const std::string& commands, absl::string_view context) {
   }
   ::nft_ctx_buffer_output(nft.get());
   ::nft_ctx_buffer_error(nft.get());
-  if (::nft_run_cmd_from_buffer(nft.get(), commands.c_str()) == 0) return absl::OkStatus();
+  if (::nft_run_cmd_from_buffer(nft.get(), commands.c_str()) == 0) {
+    return std::string(::nft_ctx_get_output_buffer(nft.get()));
+  }
   return absl::FailedPreconditionError(absl::StrCat(
       context, ": nftables: ", absl::StripAsciiWhitespace(::nft_ctx_get_error_buffer(nft.get()))));
 }
@@ -102,11 +109,25 @@ absl::StatusOr<UniqueFd> StartForwarding() {
   if (!listener.ok()) return listener.status();
   auto port = PortOf(listener->get());
   if (!port.ok()) return port.status();
-  MAGNETAR_RETURN_IF_ERROR(
-      RunNft(absl::StrCat(kRemove, ForwardRules(*port)), "redirect loopback for port-forward"));
+  auto made =
+      RunNft(absl::StrCat(kRemove, ForwardRules(*port)), "redirect loopback for port-forward");
+  if (!made.ok()) return made.status();
   return listener;
 }
 
-absl::Status RemoveForwarding() { return RunNft(kRemove, "remove port-forward rules"); }
+absl::Status RemoveForwarding() { return RunNft(kRemove, "remove port-forward rules").status(); }
+
+std::vector<std::string> ParseForeignTables(absl::string_view tables) {
+  std::vector<std::string> out;
+  for (absl::string_view line : absl::StrSplit(tables, '\n', absl::SkipEmpty())) {
+    if (absl::ConsumePrefix(&line, "table ") && line != kTable) out.emplace_back(line);
+  }
+  return out;
+}
+
+std::vector<std::string> ForeignTables() {
+  auto tables = RunNft("list tables\n", "list tables");
+  return tables.ok() ? ParseForeignTables(*tables) : std::vector<std::string>();
+}
 
 }  // namespace magnetar::daemon

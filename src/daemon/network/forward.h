@@ -2,9 +2,11 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "magnetar/unique_fd.h"
 
 // Port forwarding: containerd dials localhost:<port> in the pod's netns on the
@@ -22,5 +24,11 @@ absl::StatusOr<UniqueFd> StartForwarding();
 
 // Removes the rules; absent ones are fine.
 absl::Status RemoveForwarding();
+
+// Tables of nftables that somebody else has made, "ip filter"; none if the kernel does not tell.
+std::vector<std::string> ForeignTables();
+
+// The same from what `nft list tables` prints.
+std::vector<std::string> ParseForeignTables(absl::string_view tables);
 
 }  // namespace magnetar::daemon

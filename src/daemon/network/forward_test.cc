@@ -15,5 +15,11 @@ TEST(ForwardRulesTest, NamesThePortEverywhere) {
   EXPECT_THAT(rules, HasSubstr("iif != \"lo\" tcp dport 40123 drop"));
 }
 
+TEST(ForeignTablesTest, AreAllButOurOwn) {
+  EXPECT_THAT(ParseForeignTables("table inet magnetar\ntable ip filter\ntable ip6 nat\n"),
+              ::testing::ElementsAre("ip filter", "ip6 nat"));
+  EXPECT_THAT(ParseForeignTables(""), ::testing::IsEmpty());
+}
+
 }  // namespace
 }  // namespace magnetar::daemon

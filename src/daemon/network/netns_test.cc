@@ -65,7 +65,7 @@ TEST_F(NetnsTest, ManagerTellsWhatItCannotUse) {
        {Path("none"), std::string(), std::string("/proc/self/ns/net"), std::string("/etc/passwd/x"),
         directory_, "/" + std::string(5000, 'x')}) {
     EXPECT_TRUE(absl::IsInvalidArgument(manager->Attach(path, 0).status())) << path;
-    EXPECT_TRUE(manager->Detach(path).ok()) << path;
+    EXPECT_TRUE(manager->Detach(path, 0).ok()) << path;
   }
 }
 

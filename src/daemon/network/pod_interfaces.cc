@@ -8,7 +8,6 @@
 #include <sys/socket.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <set>
 #include <utility>
 
@@ -41,21 +40,8 @@ bool HasPeer(const AddressState& address) {
   return address.peer.family != 0 && address.peer.bytes != address.local.bytes;
 }
 
-// fe80:: and the interface id that a kernel derives from the MAC (RFC 4291, appendix A).
-bool IsDerivedFromMac(const IpPrefix& address, const std::string& mac) {
-  unsigned m[6];
-  if (std::sscanf(mac.c_str(), "%x:%x:%x:%x:%x:%x", &m[0], &m[1], &m[2], &m[3], &m[4], &m[5]) !=
-      6) {
-    return false;
-  }
-  const unsigned id[8] = {m[0] ^ 2, m[1], m[2], 0xff, 0xfe, m[3], m[4], m[5]};
-  return std::equal(std::begin(id), std::end(id), address.bytes.begin() + 8);
-}
-
-bool BelongsInGuest(const AddressState& address, const LinkState& link) {
-  if ((address.flags & (IFA_F_TEMPORARY | IFA_F_DADFAILED)) != 0) return false;
-  if (!IsMulticastOrLinkLocal(address.local)) return true;
-  return (address.flags & IFA_F_STABLE_PRIVACY) == 0 && !IsDerivedFromMac(address.local, link.mac);
+bool BelongsInGuest(const AddressState& address) {
+  return (address.flags & (IFA_F_TEMPORARY | IFA_F_DADFAILED)) == 0;
 }
 
 absl::Status CheckTieable(const LinkState& link) {
@@ -148,6 +134,10 @@ absl::StatusOr<std::vector<LinkState>> SelectInterfaces(const NetnsSnapshot& sna
                     [&link](const AddressState& a) { return a.link == link.index; });
     if (link.loopback || (!link.up && !addressed)) continue;
     if (absl::Status status = CheckTieable(link); !status.ok()) return status;
+    if (selected.size() == kMaxInterfaces) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          link.name, ": a VM takes at most ", kMaxInterfaces, " interfaces; the pod has more"));
+    }
     selected.push_back(link);
   }
   std::sort(selected.begin(), selected.end(),
@@ -168,12 +158,14 @@ agent::v1::Network BuildGuestNetwork(const NetnsSnapshot& snapshot,
     interface.set_mtu(link.mtu);
     std::vector<IpPrefix> networks;
     for (const AddressState& address : snapshot.addresses) {
-      if (address.link != link.index || !BelongsInGuest(address, link)) continue;
+      if (address.link != link.index || !BelongsInGuest(address)) continue;
       IpPrefix local = address.local;
       // Some CNI plugins (ptp) take the kernel's route to the address's network away, and
       // agent.proto knows no peers: then the address comes alone and the routes
       // as routes, since with a prefix the guest's kernel would make that route again.
-      if (HasPeer(address) || !HasKernelRoute(snapshot, link, NetworkOf(local))) {
+      // Link-local addresses keep theirs: neighbour discovery needs that route.
+      if (!IsMulticastOrLinkLocal(local) &&
+          (HasPeer(address) || !HasKernelRoute(snapshot, link, NetworkOf(local)))) {
         local.length = local.family == AF_INET ? 32 : 128;
       }
       interface.add_addresses(FormatPrefix(local));

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -18,14 +19,17 @@ namespace magnetar::daemon {
 std::string TapName(int interface_index);
 std::optional<int> InterfaceOfTap(const LinkState& link);
 
+// How many interfaces every VMM has ports for.
+inline constexpr size_t kMaxInterfaces = 4;
+
 // The interfaces to tie, in order of their index. Interfaces that are down and have no address
 // are no part of the pod (sit0, tunl0 and their like appear in every netns). FAILED_PRECONDITION
 // names the first one that cannot be tied, and why.
 absl::StatusOr<std::vector<LinkState>> SelectInterfaces(const NetnsSnapshot& snapshot);
 
-// What the guest shall have: addresses without the link-local ones that it makes itself,
-// routes of the main table without those that follow from the addresses, on-link ones first, and
-// permanent neighbours.
+// What the guest shall have: all addresses, link-local ones too (it derives none itself), but
+// temporary ones and those that somebody else turned out to have; routes of the main table without
+// those that follow from the addresses, on-link ones first; and permanent neighbours.
 agent::v1::Network BuildGuestNetwork(const NetnsSnapshot& snapshot,
                                      const std::vector<LinkState>& interfaces);
 

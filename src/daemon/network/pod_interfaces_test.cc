@@ -8,6 +8,9 @@
 #include <linux/rtnetlink.h>
 #include <sys/socket.h>
 
+#include "absl/strings/str_cat.h"
+#include "vmm/qemu/command_line.h"
+
 namespace magnetar::daemon {
 namespace {
 
@@ -146,6 +149,17 @@ TEST(SelectInterfacesTest, RefusesForeignQdiscs) {
   }
 }
 
+TEST(SelectInterfacesTest, RefusesByNameTheFirstInterfaceTooMany) {
+  static_assert(kMaxInterfaces <= vmm::qemu::kNicPorts);
+  NetnsSnapshot snapshot;
+  for (int i = 0; i < 4; ++i) snapshot.links.push_back(Veth(2 + i, absl::StrCat("net", i)));
+  EXPECT_TRUE(SelectInterfaces(snapshot).ok());
+  snapshot.links.push_back(Veth(6, "net4"));
+  const absl::Status status = SelectInterfaces(snapshot).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("net4: a VM takes at most 4"));
+}
+
 TEST(SelectInterfacesTest, TakesWhateverDefaultQdiscTheHostHas) {
   NetnsSnapshot snapshot = BridgePod();
   snapshot.links[1].qdiscs = {{.kind = "cake", .handle = 0}, {.kind = "mq", .handle = 0x80010000}};
@@ -159,7 +173,8 @@ TEST(BuildGuestNetworkTest, BridgePod) {
   EXPECT_EQ(network.interfaces(0).name(), "eth0");
   EXPECT_EQ(network.interfaces(0).mac(), "02:42:ac:11:00:02");
   EXPECT_EQ(network.interfaces(0).mtu(), 1450u);
-  EXPECT_THAT(network.interfaces(0).addresses(), ElementsAre("10.1.0.7/24", "fd01::7/64"));
+  EXPECT_THAT(network.interfaces(0).addresses(),
+              ElementsAre("10.1.0.7/24", "fd01::7/64", "fe80::42:acff:fe11:2/64"));
   EXPECT_THAT(Destinations(network), ElementsAre("0.0.0.0/0", "::/0"));
   EXPECT_EQ(network.routes(0).gateway(), "10.1.0.1");
   EXPECT_EQ(network.routes(0).device(), "eth0");
@@ -216,7 +231,7 @@ TEST(BuildGuestNetworkTest, PeerBecomesARoute) {
   EXPECT_THAT(Destinations(network), ElementsAre("10.9.0.1/32"));
 }
 
-TEST(BuildGuestNetworkTest, StaticLinkLocalAddressesAndRoutesStay) {
+TEST(BuildGuestNetworkTest, LinkLocalAddressesAndRoutesFollowTheNetns) {
   NetnsSnapshot snapshot;
   snapshot.links = {Veth()};
   snapshot.addresses = {
@@ -224,11 +239,14 @@ TEST(BuildGuestNetworkTest, StaticLinkLocalAddressesAndRoutesStay) {
       {.link = 2,
        .local = Prefix("fe80::1234:5678:9abc:def0", 64),
        .peer = {},
-       .flags = IFA_F_STABLE_PRIVACY}};
+       .flags = IFA_F_STABLE_PRIVACY | IFA_F_TENTATIVE},
+      {.link = 2, .local = Prefix("fe80::8", 64), .peer = {}, .flags = IFA_F_DADFAILED},
+      {.link = 2, .local = Prefix("fd01::9", 64), .peer = {}, .flags = IFA_F_TEMPORARY}};
   snapshot.routes = {Route(Prefix("fe80::1", 128)), Route(Prefix("fe80::", 64), RTPROT_KERNEL),
                      Gateway(Prefix("::", 0), Prefix("fe80::1", 128))};
   const agent::v1::Network network = BuildGuestNetwork(snapshot, snapshot.links);
-  EXPECT_THAT(network.interfaces(0).addresses(), ElementsAre("fe80::7/64"));
+  EXPECT_THAT(network.interfaces(0).addresses(),
+              ElementsAre("fe80::7/64", "fe80::1234:5678:9abc:def0/64"));
   EXPECT_THAT(Destinations(network), ElementsAre("fe80::1/128", "::/0"));
 }
 

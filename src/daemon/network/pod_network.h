@@ -30,6 +30,9 @@ struct PodNetwork {
   // redirected to it. An accepted one tells the port it was meant for by
   // SO_ORIGINAL_DST: of SOL_IP if its peer is v4-mapped, else of SOL_IPV6.
   UniqueFd forward_listener;
+  // Tables of nftables that somebody else has in the netns, "ip filter": frames
+  // cross over between interface and tap before any rule of theirs sees them.
+  std::vector<std::string> foreign_tables;
 };
 
 // Ties the interfaces that CNI left in a netns to taps: a tap beside each
@@ -40,14 +43,15 @@ struct PodNetwork {
 //
 // Errors: INVALID_ARGUMENT if the path is no netns, or the host's own; FAILED_PRECONDITION
 // for an interface that has foreign qdiscs, or is of a kind that cannot be tied, by name, and
-// for a netns that is tied to a living VM already.
+// for a netns that is tied to a living VM already, or has more interfaces than a VM takes.
 class NetworkManager {
  public:
   virtual ~NetworkManager() = default;
   // Leaves nothing behind when it fails. `uid` may open the taps again.
   virtual absl::StatusOr<PodNetwork> Attach(const std::string& netns_path, uint32_t uid) = 0;
-  // Undoes Attach, whole or half done; a netns that is gone, or a path that never was one, is fine.
-  virtual absl::Status Detach(const std::string& netns_path) = 0;
+  // Undoes Attach for the same `uid`, whole or half done, and nothing that another uid's VM has
+  // there; a netns that is gone, or a path that never was one, is fine.
+  virtual absl::Status Detach(const std::string& netns_path, uint32_t uid) = 0;
 };
 
 // The kernel's; needs CAP_SYS_ADMIN and CAP_NET_ADMIN.

@@ -1,9 +1,14 @@
 #include "src/daemon/network/tap.h"
 
 #include <fcntl.h>
+#include <linux/if_link.h>
 #include <linux/if_tun.h>
+#include <linux/rtnetlink.h>
 #include <net/if.h>
+#include <netlink/attr.h>
 #include <netlink/errno.h>
+#include <netlink/msg.h>
+#include <netlink/netlink.h>
 #include <netlink/route/link.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -36,6 +41,23 @@ absl::Status DisableIpv6(const std::string& name) {
   absl::Status status =
       WriteExisting(absl::StrCat("/proc/sys/net/ipv6/conf/", name, "/disable_ipv6"), "1");
   return absl::IsNotFound(status) ? absl::OkStatus() : status;
+}
+
+// libnl knows nothing of taps.
+int OnLink(nl_msg* message, void* data) {
+  auto& owners = *static_cast<std::map<int, uint32_t>*>(data);
+  nlmsghdr* header = ::nlmsg_hdr(message);
+  const auto* link = static_cast<const ifinfomsg*>(::nlmsg_data(header));
+  nlattr* info = ::nlmsg_find_attr(header, sizeof(*link), IFLA_LINKINFO);
+  if (info == nullptr) return NL_OK;
+  nlattr* kind =
+      ::nla_find(static_cast<nlattr*>(::nla_data(info)), ::nla_len(info), IFLA_INFO_KIND);
+  if (kind == nullptr || ::nla_strcmp(kind, "tun") != 0) return NL_OK;
+  nlattr* tun = ::nla_find(static_cast<nlattr*>(::nla_data(info)), ::nla_len(info), IFLA_INFO_DATA);
+  if (tun == nullptr) return NL_OK;
+  nlattr* owner = ::nla_find(static_cast<nlattr*>(::nla_data(tun)), ::nla_len(tun), IFLA_TUN_OWNER);
+  if (owner != nullptr) owners[link->ifi_index] = ::nla_get_u32(owner);
+  return NL_OK;
 }
 
 absl::Status BringUp(nl_sock* socket, const std::string& name, uint32_t mtu) {
@@ -80,6 +102,24 @@ absl::StatusOr<UniqueFd> CreateTap(nl_sock* socket, const std::string& name,
   MAGNETAR_RETURN_IF_ERROR(BringUp(socket, name, interface.mtu));
   std::move(undo).Cancel();
   return fd;
+}
+
+absl::StatusOr<std::map<int, uint32_t>> ReadTapOwners() {
+  // A socket of its own: its callback sees nothing but this answer.
+  auto socket = OpenRouteSocket();
+  if (!socket.ok()) return socket.status();
+  std::map<int, uint32_t> owners;
+  ::nl_socket_modify_cb(socket->get(), NL_CB_VALID, NL_CB_CUSTOM, &OnLink, &owners);
+  ifinfomsg all = {};
+  int error = 0;
+  // An interface that changed meanwhile makes the answer incomplete.
+  do {
+    owners.clear();
+    error = ::nl_send_simple(socket->get(), RTM_GETLINK, NLM_F_DUMP, &all, sizeof(all));
+    if (error >= 0) error = ::nl_recvmsgs_default(socket->get());
+  } while (error == -NLE_DUMP_INTR);
+  MAGNETAR_RETURN_IF_ERROR(NlStatus(error, "list owners of taps"));
+  return owners;
 }
 
 absl::Status DeleteLink(nl_sock* socket, const std::string& name) {

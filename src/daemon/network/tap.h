@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 
 #include "absl/status/status.h"
@@ -16,6 +17,10 @@ namespace magnetar::daemon {
 // IPv6 of its own) and openable by `uid`. ALREADY_EXISTS if there is one by that name.
 absl::StatusOr<UniqueFd> CreateTap(nl_sock* socket, const std::string& name,
                                    const LinkState& interface, uint32_t uid);
+
+// Owners' uids, by index, of the taps in the calling thread's netns; those without an owner are
+// left out.
+absl::StatusOr<std::map<int, uint32_t>> ReadTapOwners();
 
 // Removes an interface by name; an absent one is fine.
 absl::Status DeleteLink(nl_sock* socket, const std::string& name);

@@ -74,8 +74,9 @@ Co<absl::Status> Machine::Undo(Step step, bool ask_guest) {
       co_return absl::OkStatus();
     }
     case Step::kNetwork: {
-      auto blocking = RunBlocking(
-          *env_->blocking, [env = env_, now] { return env->network->Detach(now.netns_path); });
+      auto blocking = RunBlocking(*env_->blocking, [env = env_, now] {
+        return env->network->Detach(now.netns_path, now.uid);
+      });
       const absl::Status status = co_await std::move(blocking);
       co_return status;
     }

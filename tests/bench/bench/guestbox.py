@@ -8,6 +8,9 @@ import subprocess
 import tempfile
 import time
 
+import harness  # noqa: F401  finds the stack
+from stack import images
+
 COMMAND_LINE = ("console=ttyS0 quiet reboot=t panic=-1 tsc=reliable no_timer_check mitigations=off nokaslr cryptomgr.notests "
                 "random.trust_cpu=on rcupdate.rcu_expedited=1 8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd")
 LIMIT = 120
@@ -27,7 +30,7 @@ def cpio(entries):
 
 def overlay(script, files=()):
     """An initrd whose PID 1 runs `script` with busybox; also as an addition behind another initrd."""
-    busybox = pathlib.Path("/bin/busybox").read_bytes()
+    busybox = pathlib.Path(images.busybox_program()).read_bytes()
     program = b"#!/bin/busybox sh\n" + script.encode()
     return cpio([("bin", 0o40755, b""), ("dev", 0o40755, b""), ("bin/busybox", 0o100755, busybox), ("init", 0o100755, program), *files])
 

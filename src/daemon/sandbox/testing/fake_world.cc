@@ -246,7 +246,7 @@ class FakeNetwork : public NetworkManager {
     world_->Made("network " + path);
     return PodNetwork();
   }
-  absl::Status Detach(const std::string& path) override {
+  absl::Status Detach(const std::string& path, uint32_t) override {
     absl::Status status = world_->Note("network.detach");
     if (status.ok()) world_->Removed("network " + path);
     return status;
