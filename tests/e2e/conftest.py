@@ -30,7 +30,9 @@ def pytest_sessionstart(session):
         for path in (settings.BUILD / "src/daemon/vmm-sandboxer", settings.GUEST / "root.erofs"):
             if not path.exists():
                 pytest.exit(f"{path} is missing: build first (tests/run does)", 2)
-    remove_leftovers()
+    # Of runs with several workers, one looks for them.
+    if not hasattr(session.config, "workerinput"):
+        remove_leftovers()
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -57,13 +59,20 @@ def _closing(stack, warm=False):
         stack.close()
 
 
+def failed(request):
+    report = getattr(request.node, "report_call", None)
+    return report is None or report.failed
+
+
 def unchanged(request, stack):
     """Yields `stack`; afterwards compares the host, or just cleans up if the test failed."""
     before = stack.snapshot()
+    pods = stack.pods()
     yield stack
-    report = getattr(request.node, "report_call", None)
-    if report is None or report.failed:
-        stack.crictl.run("rmp", "--all", "--force", check=False)
+    if failed(request):
+        for pod in stack.pods():
+            if pod["id"] not in {earlier["id"] for earlier in pods}:
+                stack.crictl.run("rmp", "--force", pod["id"], check=False)
     else:
         stack.check_unchanged(before)
 
@@ -91,7 +100,27 @@ def any_stack(request):
     yield from unchanged(request, request.getfixturevalue(request.param))
 
 
+@pytest.fixture(scope="session")
+def spare_stacks():
+    """The stack that is handed on from one test that kills things to the next."""
+    spare = []
+    yield spare
+    for stack in spare:
+        stack.close()
+
+
 @pytest.fixture
-def own_stack():
-    """A stack of the test's own, to kill things in. The test compares the host where that means something."""
-    yield from _closing(Stack())
+def own_stack(request, spare_stacks):
+    """A stack to kill things in. The test compares the host where that means something. After a test that
+    passed, the next one goes on with the same stack."""
+    stack = spare_stacks.pop() if spare_stacks else Stack()
+    try:
+        stack.renew() if stack.started else stack.start()
+        yield stack
+    except BaseException:
+        stack.close()
+        raise
+    if failed(request):
+        stack.close()
+    else:
+        spare_stacks.append(stack)
