@@ -95,6 +95,20 @@ def stack(request, shared_stack):
     yield from unchanged(request, shared_stack)
 
 
+@pytest.fixture(scope="module")
+def lasting_pod(shared_stack):
+    with shared_stack.pod() as pod:
+        yield pod
+
+
+@pytest.fixture
+def pod(lasting_pod, stack):
+    """A pod for tests that want no more of it than containers: one for all of a module. It starts without containers."""
+    yield lasting_pod
+    for container in lasting_pod.containers():
+        stack.crictl.run("rm", "--force", container)
+
+
 @pytest.fixture(params=["shared_stack", "newest_stack"], ids=["containerd-2.1", "containerd-2.4"])
 def any_stack(request):
     yield from unchanged(request, request.getfixturevalue(request.param))

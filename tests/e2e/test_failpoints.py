@@ -75,7 +75,7 @@ def settle(stack, before):
     wait_until(lambda: stack.crictl.run("rmp", "--all", "--force", check=False).returncode == 0, 60, "pods cannot be removed",
                interval=0.5)
     assert stack.pods() == []
-    stack.check_unchanged((before, None, None), timeout=90
+    stack.check_unchanged((before, None, None), timeout=90)
 
 
 # That pods work again is seen by the next test, with the same stack, and by the last one.

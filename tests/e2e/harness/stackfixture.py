@@ -111,6 +111,9 @@ class Pod:
         """A container that waits to be exec'ed into."""
         return self.run("/bin/sleep", "infinity", **extra)
 
+    def containers(self):
+        return self.stack.crictl.run("ps", "--all", "--quiet", "--pod", self.id).stdout.split()
+
     def status(self):
         return self.stack.crictl.json("inspectp", self.id)["status"]
 
