@@ -118,7 +118,7 @@ def test_special_host_paths_are_refused(pod, tmp_path, source):
         path = pathlib.Path("/dev/loop-control")
     with pytest.raises(CrictlError) as error:
         pod.shell(mounts=[{"host_path": str(path), "container_path": "/special", "readonly": True}])
-    assert re.search(rf"mounts\[\d+\] {re.escape(str(path))}: {SPECIAL[source]} (with|to) a VM", str(error.value)), error.value
+    assert re.search(rf"mounts\[\d+\] /special: {SPECIAL[source]} (with|to) a VM", str(error.value)), error.value
     assert pod.shell().output("echo", "fine") == "fine\n"
 
 
@@ -171,7 +171,7 @@ def test_a_container_dials_every_port(stack, prober, extra):
         if "no vsock" in dialled.stdout:
             assert tried, "without vsock, the guest is reached by a virtio port"
         assert "opened" not in ports.stdout, ports.stdout
-        refusals = ("busy",) if extra else ("busy", "not permitted")
-        assert sum(any(word in line for word in refusals) for line in ports.stderr.splitlines()) >= tried, ports.stderr
+        # The agent holds the port, and the container's cgroup allows it no such device.
+        assert sum("busy" in line or "not permitted" in line for line in ports.stderr.splitlines()) >= tried, ports.stderr
         # Nothing of it has disturbed the agent.
         assert container.output("echo", "fine") == "fine\n"

@@ -78,6 +78,10 @@ def settle(stack, before):
     stack.check_unchanged((before, None, None), timeout=90)
 
 
+# A sandbox whose Create containerd did not see the end of is an orphan: it goes after so many seconds.
+FEW = {"orphan_after_seconds": 5}
+
+
 # That pods work again is seen by the next test, with the same stack, and by the last one.
 @pytest.mark.parametrize("point, how", cases())
 def test_failpoint(own_stack, point, how):
@@ -86,11 +90,15 @@ def test_failpoint(own_stack, point, how):
     stack.daemon.service.stop()
     stack.start_daemon(debug={"failpoints": [point if how == "kill" else f"{point}=error"]})
     daemon = stack.daemon.service
-    attempt(life, stack)
-    if how == "kill":
-        wait_until(lambda: daemon.pid is None, 10, f"the daemon passed {point} alive: nothing leads there")
-    daemon.stop()
-    stack.start_daemon()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        living = pool.submit(attempt, life, stack)
+        if how == "kill":
+            wait_until(lambda: daemon.pid is None or living.done(), 120, f"the daemon does not come to {point}")
+            assert daemon.pid is None, f"the daemon passed {point} alive: nothing leads there"
+            stack.start_daemon(containerd=FEW)
+    if how == "error":
+        daemon.stop()
+        stack.start_daemon(containerd=FEW)
     settle(stack, before)
 
 
@@ -123,8 +131,7 @@ def test_another_dies_at_a_point(own_stack, point, victim):
     stack = own_stack
     before = stack.snapshot()[0]
     stack.daemon.service.stop()
-    # A sandbox whose Create containerd did not live to see is an orphan.
-    stack.start_daemon(debug={"failpoints": [f"{point}=stop"]}, containerd={"orphan_after_seconds": 5})
+    stack.start_daemon(debug={"failpoints": [f"{point}=stop"]}, containerd=FEW)
     daemon = stack.daemon.service.pid
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         living = pool.submit(attempt, life, stack)
@@ -134,7 +141,8 @@ def test_another_dies_at_a_point(own_stack, point, victim):
             if victim == "containerd":
                 stack.containerd.service.kill()
             else:
-                for pid in wait_until(lambda: processes_of(victim, stack.run_dir), 30, f"no {victim}"):
+                sandbox = next(path.parent.name for path in stack.daemon.state.glob("*/sandbox.json"))
+                for pid in wait_until(lambda: processes_of(victim, sandbox), 30, f"no {victim}"):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
         finally:

@@ -41,7 +41,8 @@ def full(stack):
 
 
 def test_full_disk(small_stack):
-    stack = small_stack
+    # Once containerd has connected to the daemon.
+    stack = small_stack.start_daemon()
     before = stack.snapshot()
     with full(stack):
         with pytest.raises(CrictlError, match=FULL):
