@@ -109,15 +109,5 @@ TEST(Spec, TellsWhoseThePidNamespaceIs) {
   EXPECT_FALSE(ReadSpecFacts(R"({"linux":{"cgroupsPath":7}})").ok());
 }
 
-TEST(Spec, AnExecHasNoSecurityLabelsOfTheHost) {
-  EXPECT_EQ(*GuestProcess(R"({"args":["a"],"selinuxLabel":"l","apparmorProfile":"p","x":1})"),
-            R"({"args":["a"],"x":1})");
-  const std::string plain = R"({ "args": ["a"], "rlimits": [{"hard": 18446744073709551615}] })";
-  EXPECT_EQ(*GuestProcess(plain), plain);
-  for (const char* strange : {"", "[]", "7", "{"}) {
-    EXPECT_EQ(GuestProcess(strange).status().code(), absl::StatusCode::kInvalidArgument) << strange;
-  }
-}
-
 }  // namespace
 }  // namespace magnetar::guest

@@ -40,23 +40,4 @@ absl::StatusOr<SpecFacts> ReadSpecFacts(const std::string& json) {
   return facts;
 }
 
-absl::StatusOr<std::string> GuestProcess(std::string json) {
-  Json process = Json::parse(json, nullptr, /*allow_exceptions=*/false);
-  if (!process.is_object()) {
-    return absl::InvalidArgumentError("the exec's spec is no JSON object");
-  }
-  size_t dropped = 0;
-  for (const char* label : {"apparmorProfile", "selinuxLabel"}) dropped += process.erase(label);
-  // What has none stays as it came, to the byte.
-  if (dropped == 0) return json;
-  return process.dump();
-}
-
-absl::Status CheckJsonObject(const std::string& json, const std::string& what) {
-  const Json parsed = Json::parse(json, nullptr, /*allow_exceptions=*/false);
-  if (!parsed.is_object())
-    return absl::InvalidArgumentError(absl::StrCat(what, " is no JSON object"));
-  return absl::OkStatus();
-}
-
 }  // namespace magnetar::guest

@@ -20,12 +20,4 @@ inline constexpr char kPodPidNamespace[] = "/run/magnetar/pod/ns/pid";
 // INVALID_ARGUMENT if it is no spec or its cgroup is not below /pod.
 absl::StatusOr<SpecFacts> ReadSpecFacts(const std::string& json);
 
-// An exec's OCI process as the guest runs it: without the security labels, which belong to
-// the host's kernel and are dropped from a container's own process too. INVALID_ARGUMENT
-// unless it is a JSON object.
-absl::StatusOr<std::string> GuestProcess(std::string json);
-
-// INVALID_ARGUMENT unless it is one JSON object.
-absl::Status CheckJsonObject(const std::string& json, const std::string& what);
-
 }  // namespace magnetar::guest

@@ -31,6 +31,7 @@ class FakeRuntime : public OciRuntime {
   std::map<std::string, std::string> commands;
   absl::Status create_status, start_status, exec_status, delete_status;
   std::vector<std::string> calls;
+  std::string exec_process, resources;  // JSON that the last Exec and Update got
 
   Co<absl::StatusOr<pid_t>> Create(std::string id, std::string bundle,
                                    ProcessStdio stdio) override {
@@ -63,8 +64,9 @@ class FakeRuntime : public OciRuntime {
     if (last_pid > 0) ::kill(last_pid, SIGKILL);
     co_return delete_status;
   }
-  Co<absl::Status> Update(std::string id, std::string) override {
+  Co<absl::Status> Update(std::string id, std::string file) override {
     calls.push_back(absl::StrCat("update ", id));
+    resources = ReadFile(file).value_or("");
     co_return absl::OkStatus();
   }
 

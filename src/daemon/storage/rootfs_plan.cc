@@ -16,9 +16,11 @@ constexpr struct {
   bool always_read_only;
 } kDiskTypes[] = {
     {"ext4", false},
-    {"xfs", false},
     {"erofs", true},
 };
+
+// Those of containerd's that it cannot.
+constexpr const char* kOtherDiskTypes[] = {"xfs", "ext2", "btrfs"};
 
 std::string TypeList(const std::vector<containerd::types::Mount>& mounts) {
   return absl::CHexEscape(absl::StrJoin(mounts, ",", [](std::string* out, const auto& mount) {
@@ -70,8 +72,8 @@ absl::StatusOr<RootfsPlan> PlanDisk(const containerd::types::Mount& mount, bool 
   plan.read_only = always_read_only || HasOption(mount, "ro");
   for (const std::string& option : mount.options()) {
     if (absl::StartsWith(option, "device=") || absl::StartsWith(option, "X-containerd.")) {
-      return absl::UnimplementedError(absl::StrCat("rootfs: ", mount.type(), " with option \"",
-                                                   absl::CHexEscape(option), "\""));
+      return absl::FailedPreconditionError(absl::StrCat("rootfs: ", mount.type(), " with option \"",
+                                                        absl::CHexEscape(option), "\""));
     }
     if (option == "loop" || option == "ro" || option == "rw") continue;
     plan.options.push_back(option);
@@ -87,19 +89,19 @@ absl::StatusOr<RootfsPlan> PlanRootfs(const std::vector<containerd::types::Mount
   }
   for (const auto& mount : mounts) {
     if (mount.type().find('/') != std::string::npos) {
-      return absl::UnimplementedError(absl::StrCat(
+      return absl::FailedPreconditionError(absl::StrCat(
           "rootfs: mounts of types [", TypeList(mounts),
           "] are templates that containerd has not mounted; unset its runtime-allow-mounts"));
     }
   }
   if (mounts.size() > 1) {
-    return absl::UnimplementedError(
+    return absl::FailedPreconditionError(
         absl::StrCat("rootfs: several mounts of types [", TypeList(mounts), "]"));
   }
   const auto& mount = mounts.front();
   if (!mount.target().empty() && mount.target() != "/") {
-    return absl::UnimplementedError(absl::StrCat("rootfs: ", TypeList(mounts), " at \"",
-                                                 absl::CHexEscape(mount.target()), "\""));
+    return absl::FailedPreconditionError(absl::StrCat("rootfs: ", TypeList(mounts), " at \"",
+                                                      absl::CHexEscape(mount.target()), "\""));
   }
   if (mount.type() == "overlay") return PlanOverlay(mount);
   if (mount.type() == "bind" || HasOption(mount, "bind") || HasOption(mount, "rbind")) {
@@ -107,6 +109,12 @@ absl::StatusOr<RootfsPlan> PlanRootfs(const std::vector<containerd::types::Mount
   }
   for (const auto& disk : kDiskTypes) {
     if (mount.type() == disk.type) return PlanDisk(mount, disk.always_read_only);
+  }
+  for (const char* type : kOtherDiskTypes) {
+    if (mount.type() == type) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("rootfs: the guest's kernel has ext4 and erofs for disks, not ", type));
+    }
   }
   return absl::InvalidArgumentError(
       absl::StrCat("rootfs: mount type \"", TypeList(mounts), "\" is not known"));

@@ -23,9 +23,10 @@ struct RootfsPlan {
   std::vector<std::string> options;
 };
 
-// Pure. INVALID_ARGUMENT: a mount type nobody knows, or nonsense. UNIMPLEMENTED: a form of
-// containerd's that is known but not supported. Both name the types. Facts: what containerd's
-// snapshotters answer to Snapshots.Mounts (overlayfs, native, blockfile, devmapper, erofs).
+// Pure. INVALID_ARGUMENT: a mount type nobody knows, or nonsense. FAILED_PRECONDITION: a form of
+// containerd's that is known but not supported (not UNIMPLEMENTED: from a Task.Create it makes
+// containerd try an older Task API). Both name the types. Facts: what containerd's snapshotters
+// answer to Snapshots.Mounts (overlayfs, native, blockfile, devmapper, erofs).
 absl::StatusOr<RootfsPlan> PlanRootfs(const std::vector<containerd::types::Mount>& mounts);
 
 }  // namespace magnetar::daemon

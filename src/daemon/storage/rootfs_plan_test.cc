@@ -3,7 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "src/daemon/storage/container_mounts.h"
 #include "src/daemon/storage/mount_calls.h"
 
 namespace magnetar::daemon {
@@ -51,10 +50,10 @@ TEST(RootfsPlanTest, Blockfile) {
 }
 
 TEST(RootfsPlanTest, Devmapper) {
-  const auto plan = PlanRootfs({Mount("xfs", "/dev/mapper/pool-snap-1", {"nouuid"})});
+  const auto plan = PlanRootfs({Mount("ext4", "/dev/mapper/pool-snap-1", {"noload"})});
   ASSERT_TRUE(plan.ok()) << plan.status();
   EXPECT_EQ(plan->kind, RootfsPlan::Kind::kDisk);
-  EXPECT_THAT(plan->options, ElementsAre("nouuid"));
+  EXPECT_THAT(plan->options, ElementsAre("noload"));
 }
 
 TEST(RootfsPlanTest, ErofsIsReadOnly) {
@@ -72,16 +71,19 @@ TEST(RootfsPlanTest, Refusals) {
   const Case cases[] = {
       {{}, absl::StatusCode::kFailedPrecondition, "no mounts"},
       {{Mount("zfs", "pool/x", {})}, absl::StatusCode::kInvalidArgument, "\"zfs\" is not known"},
+      {{Mount("xfs", "/dev/mapper/x", {"nouuid"})},
+       absl::StatusCode::kFailedPrecondition,
+       "ext4 and erofs for disks, not xfs"},
       {{Mount("", "/x", {})}, absl::StatusCode::kInvalidArgument, "not known"},
       {{Mount("erofs", "/layer.erofs", {"ro", "loop"}),
         Mount("format/mkdir/overlay", "overlay", {})},
-       absl::StatusCode::kUnimplemented,
+       absl::StatusCode::kFailedPrecondition,
        "[erofs,format/mkdir/overlay]"},
       {{Mount("bind", "/a", {}), Mount("bind", "/b", {})},
-       absl::StatusCode::kUnimplemented,
+       absl::StatusCode::kFailedPrecondition,
        "[bind,bind]"},
       {{Mount("erofs", "/fsmeta.erofs", {"device=/a"})},
-       absl::StatusCode::kUnimplemented,
+       absl::StatusCode::kFailedPrecondition,
        "device"},
       {{Mount("bind", "relative", {})}, absl::StatusCode::kInvalidArgument, "absolute"},
       {{Mount("ext4", "", {"loop"})}, absl::StatusCode::kInvalidArgument, "absolute"},
@@ -97,7 +99,7 @@ TEST(RootfsPlanTest, Refusals) {
 TEST(RootfsPlanTest, TargetElsewhere) {
   auto mount = Mount("bind", "/a", {});
   mount.set_target("/sub");
-  EXPECT_TRUE(absl::IsUnimplemented(PlanRootfs({mount}).status()));
+  EXPECT_TRUE(absl::IsFailedPrecondition(PlanRootfs({mount}).status()));
 }
 
 TEST(OverlayArgumentsTest, FlagsAreNotData) {
@@ -136,18 +138,6 @@ TEST(OverlayArgumentsTest, TooMuchEvenWhenShortened) {
   const auto arguments =
       OverlayArguments({"lowerdir=/a:/b", "upperdir=/" + std::string(5000, 'x')}, 4096);
   EXPECT_TRUE(absl::IsFailedPrecondition(arguments.status()));
-}
-
-TEST(MountPointsBelowTest, OrderEscapesAndPrefixes) {
-  const std::string mountinfo =
-      "21 1 8:1 / / rw - ext4 /dev/vda rw\n"
-      "22 21 0:5 / /run/x/shared rw shared:1 - tmpfs tmpfs rw\n"
-      "23 22 0:6 / /run/x/shared/c1/rootfs rw shared:2 - overlay overlay rw\n"
-      "24 23 0:7 / /run/x/shared/c1/rootfs/with\\040space rw - tmpfs tmpfs rw\n"
-      "25 21 0:8 / /run/x/shared2/c1 rw - tmpfs tmpfs rw\n"
-      "broken line\n";
-  EXPECT_THAT(MountPointsBelow(mountinfo, "/run/x/shared"),
-              ElementsAre("/run/x/shared/c1/rootfs", "/run/x/shared/c1/rootfs/with space"));
 }
 
 }  // namespace
