@@ -16,7 +16,9 @@ absl::StatusOr<ChosenVmm> ChooseVmm(const Config& config) {
   options.qemu = {config.vm.qemu_path};
   options.virtiofsd = {config.vm.virtiofsd_path};
   const vmm::Host host = vmm::ProbeHost(options);
-  // What is missing may be installed later: each Start says it again, by path.
+  // One that was asked for by name must be there, as the acceleration below.
+  if (config.vm.vmm == "qemu" && !host.qemu.ok()) return Annotate(host.qemu, "vm.vmm is qemu");
+  // Else what is missing may be installed later: each Start says it again, by path.
   if (!host.qemu.ok()) Log(LogLevel::kError, "no VMM", {{"error", host.qemu.ToString()}});
 
   vmm::qemu::Config qemu;

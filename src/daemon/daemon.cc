@@ -6,30 +6,31 @@
 #include <systemd/sd-daemon.h>
 
 #include <algorithm>
+#include <boost/asio/bind_executor.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
-#include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/signal_set.hpp>
 #include <boost/asio/strand.hpp>
 #include <boost/asio/thread_pool.hpp>
 #include <boost/asio/use_awaitable.hpp>
-#include <cerrno>
+#include <chrono>
+#include <cstdlib>
 #include <exception>
 #include <filesystem>
+#include <memory>
 #include <system_error>
 #include <thread>
 #include <utility>
-#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "magnetar/blocking.h"
 #include "magnetar/failpoint.h"
-#include "magnetar/files.h"
 #include "magnetar/status.h"
 #include "src/daemon/choose_vmm.h"
 #include "src/daemon/config/log.h"
 #include "src/daemon/controller/server.h"
+#include "src/daemon/run_directory.h"
 #include "src/daemon/sandbox/async.h"
 #include "src/daemon/sandbox/manager.h"
 #include "src/daemon/sandbox/supervisor_launch.h"
@@ -40,6 +41,10 @@ namespace {
 // Everything that happens on them is short; blocking work has a pool of its own.
 constexpr int kEventThreads = 2;
 constexpr int kBlockingThreads = 8;
+// A host path that never answers keeps one of these; a sandbox has a few at most.
+constexpr int kStorageThreads = 16;
+// Less than the service manager's patience with an end.
+constexpr std::chrono::seconds kDetachLimit{5};
 
 // Everything the daemon consists of, in the order in which it is made.
 struct Daemon {
@@ -47,7 +52,10 @@ struct Daemon {
       : options(std::move(o)),
         io(kEventThreads),
         strand(asio::make_strand(io)),
+        signals(strand, SIGTERM, SIGINT, SIGHUP),
+        end(strand),
         blocking(kBlockingThreads),
+        storage_pool(kStorageThreads),
         uids(options.config.vm.uid_base, options.config.vm.uid_count),
         manager(&environment) {}
 
@@ -56,7 +64,11 @@ struct Daemon {
   Options options;
   asio::io_context io;
   asio::strand<asio::io_context::executor_type> strand;
+  asio::signal_set signals;
+  // A signal, or a start that failed.
+  AsyncFlag end;
   asio::thread_pool blocking;
+  asio::thread_pool storage_pool;
   UidPool uids;
   std::unique_ptr<CgroupManager> cgroups;
   std::unique_ptr<NetworkManager> network;
@@ -71,13 +83,6 @@ struct Daemon {
   UniqueFd lock;
   std::unique_ptr<ControllerServer> server;
 };
-
-absl::Status MakeRunDirectory(const std::string& path) {
-  MAGNETAR_RETURN_IF_ERROR(MakeDirectories(path, 0711));
-  // 0711: VMMs, each under a uid of its own, reach their directories below.
-  if (::chmod(path.c_str(), 0711) != 0) return ErrnoStatus(errno, absl::StrCat("chmod ", path));
-  return absl::OkStatus();
-}
 
 // The supervisor's path is a link to the version that is installed: a daemon keeps to the one it
 // was started with, also after a newer one has been put beside it.
@@ -109,6 +114,7 @@ absl::Status Daemon::Make() {
   environment.config = config;
   environment.io = &io;
   environment.blocking = &blocking;
+  environment.storage_pool = &storage_pool;
   environment.cgroups = cgroups.get();
   environment.network = network.get();
   environment.storage = storage.get();
@@ -122,26 +128,27 @@ absl::Status Daemon::Make() {
   return absl::OkStatus();
 }
 
-void ReloadLogLevel(const std::string& file) {
-  const absl::StatusOr<Config> config = ReadConfigFile(file);
+void ReloadLogLevel(const Options& options) {
+  const absl::StatusOr<Config> config = ReadConfigFile(options.config_file);
   if (!config.ok()) {
     Log(LogLevel::kError, "configuration not read again", {{"error", config.status().ToString()}});
     return;
   }
-  SetLogLevel(config->log_level);
-  Log(LogLevel::kInfo, "log level", {{"level", config->log_level}});
+  // The command line goes before the file, now as at the start.
+  const std::string& level = options.log_level.empty() ? config->log_level : options.log_level;
+  SetLogLevel(level);
+  Log(LogLevel::kInfo, "log level", {{"level", level}});
 }
 
-// Completes at SIGTERM or SIGINT; SIGHUP reads the log level again.
-Co<void> WaitForEnd(Daemon* daemon) {
-  asio::signal_set signals(daemon->strand, SIGTERM, SIGINT, SIGHUP);
+// SIGTERM and SIGINT end the daemon; SIGHUP reads the log level again.
+Co<void> WatchSignals(Daemon* daemon) {
   while (true) {
-    auto wait = signals.async_wait(asio::as_tuple(asio::use_awaitable));
+    auto wait = daemon->signals.async_wait(asio::as_tuple(asio::use_awaitable));
     const auto [error, signal] = co_await std::move(wait);
-    if (error) co_return;
-    if (signal != SIGHUP) co_return;
-    ReloadLogLevel(daemon->options.config_file);
+    if (error || signal != SIGHUP) break;
+    ReloadLogLevel(daemon->options);
   }
+  daemon->end.Set();
 }
 
 // containerd tells nobody which sandboxes it has forgotten: it is asked now and then.
@@ -160,9 +167,10 @@ Co<void> SweepOrphans(Daemon* daemon) {
   }
 }
 
-Co<absl::Status> Run(Daemon* daemon) {
+Co<absl::Status> ComeUp(Daemon* daemon) {
   auto recover = daemon->manager.Recover();
-  co_await std::move(recover);
+  const absl::Status recovered = co_await std::move(recover);
+  if (!recovered.ok()) co_return recovered;
   auto start = RunBlocking(daemon->blocking, [daemon] {
     return ControllerServer::Start(&daemon->environment, &daemon->manager);
   });
@@ -172,6 +180,7 @@ Co<absl::Status> Run(Daemon* daemon) {
   // systemd starts containerd after this: by then each guest answers or is gone.
   auto guests = daemon->manager.RecoverGuests();
   co_await std::move(guests);
+  if (daemon->end.is_set()) co_return absl::OkStatus();
   Log(LogLevel::kInfo, "listening",
       {{"socket", daemon->options.config.listen},
        {"vmm", std::string(daemon->vmm.driver->name())},
@@ -179,16 +188,41 @@ Co<absl::Status> Run(Daemon* daemon) {
        {"version", MAGNETAR_VERSION}});
   ::sd_notify(0, "READY=1");
   asio::co_spawn(daemon->strand, SweepOrphans(daemon), asio::detached);
+  co_return absl::OkStatus();
+}
 
-  auto end = WaitForEnd(daemon);
+absl::Status FromException(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const std::exception& e) {
+    return absl::InternalError(absl::StrCat("exception: ", e.what()));
+  } catch (...) {
+    return absl::InternalError("exception");
+  }
+}
+
+// From the first signal handler to the last answer. What hangs while the daemon comes up, a guest
+// that takes its time for example, does not keep it from ending.
+Co<absl::Status> Run(Daemon* daemon) {
+  auto failure = std::make_shared<absl::Status>();
+  asio::co_spawn(daemon->strand, WatchSignals(daemon), asio::detached);
+  asio::co_spawn(
+      daemon->strand, ComeUp(daemon),
+      asio::bind_executor(daemon->strand, [daemon, failure](const std::exception_ptr& error,
+                                                            const absl::Status& status) {
+        *failure = error != nullptr ? FromException(error) : status;
+        if (!failure->ok()) daemon->end.Set();
+      }));
+  auto end = daemon->end.Wait();
   co_await std::move(end);
+  if (!failure->ok()) co_return *failure;
   ::sd_notify(0, "STOPPING=1");
   Log(LogLevel::kInfo, "ending; sandboxes go on");
   // containerd asks again for what is answered with UNAVAILABLE.
-  auto detach = daemon->manager.DetachAll();
+  auto detach = daemon->manager.DetachAll(kDetachLimit);
   co_await std::move(detach);
   auto stop = RunBlocking(daemon->blocking, [daemon] {
-    daemon->server->Stop();
+    if (daemon->server != nullptr) daemon->server->Stop();
     return true;
   });
   co_await std::move(stop);
@@ -204,26 +238,27 @@ int RunDaemon(Options options) {
   ::signal(SIGPIPE, SIG_IGN);
   SetLogLevel(options.config.log_level);
   SetFailpoints(options.config.debug.failpoints);
-  Daemon daemon(std::move(options));
-  if (absl::Status status = daemon.Make(); !status.ok()) {
+  // Never destroyed: what matters lies on disk, and sandboxes go on without the daemon. Taking
+  // operations apart that wait for their VMs gains nothing, and a thread that hangs in one
+  // would be waited for.
+  auto* daemon = new Daemon(std::move(options));
+  if (absl::Status status = daemon->Make(); !status.ok()) {
     Log(LogLevel::kError, "cannot start", {{"error", status.ToString()}});
     return 1;
   }
-  int code = 0;
-  asio::co_spawn(daemon.strand, Run(&daemon),
-                 [&](const std::exception_ptr& error, const absl::Status& status) {
-                   if (error != nullptr || !status.ok()) {
-                     Log(LogLevel::kError, "cannot go on", {{"error", status.ToString()}});
-                     code = 1;
+  asio::co_spawn(daemon->strand, Run(daemon),
+                 [](const std::exception_ptr& error, const absl::Status& status) {
+                   const absl::Status end = error != nullptr ? FromException(error) : status;
+                   if (!end.ok()) {
+                     Log(LogLevel::kError, "cannot go on", {{"error", end.ToString()}});
+                     std::_Exit(1);
                    }
-                   daemon.io.stop();
+                   Log(LogLevel::kInfo, "ended");
+                   std::_Exit(0);
                  });
-  std::vector<std::thread> threads;
-  for (int i = 1; i < kEventThreads; ++i) threads.emplace_back([&] { daemon.io.run(); });
-  daemon.io.run();
-  for (std::thread& thread : threads) thread.join();
-  if (code == 0) Log(LogLevel::kInfo, "ended");
-  return code;
+  for (int i = 1; i < kEventThreads; ++i) std::thread([daemon] { daemon->io.run(); }).detach();
+  daemon->io.run();
+  return 1;  // it always has something to wait for
 }
 
 }  // namespace magnetar::daemon

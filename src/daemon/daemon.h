@@ -4,7 +4,8 @@
 
 namespace magnetar::daemon {
 
-// The daemon, from its start to SIGTERM. Logs errors; the process's exit code.
+// The daemon, from its start to SIGTERM, which ends the process here. Logs errors. Returns,
+// with the process's exit code, only if it cannot start.
 int RunDaemon(Options options);
 
 }  // namespace magnetar::daemon

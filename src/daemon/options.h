@@ -12,6 +12,7 @@ inline constexpr char kDefaultConfigFile[] = "/etc/magnetar/vmm-sandboxer.toml";
 struct Options {
   std::string config_file;
   Config config;
+  std::string log_level;  // of the command line; empty: the configuration's
   // --check-config, --help, --version: what was asked for has been printed.
   bool done = false;
   int exit_code = 0;

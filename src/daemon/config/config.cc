@@ -1,5 +1,6 @@
 #include "src/daemon/config/config.h"
 
+#include <algorithm>
 #include <functional>
 #include <initializer_list>
 #include <limits>
@@ -10,6 +11,7 @@
 #define TOML_EXCEPTIONS 0
 #include <toml++/toml.h>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "magnetar/files.h"
@@ -51,6 +53,19 @@ Setter ShortPath(std::string* out, size_t limit) {
       return Wrong(absl::StrCat("must not be longer than ", limit,
                                 " bytes, so that the names of sockets below it fit"));
     }
+    return status;
+  };
+}
+
+// A sandbox's directory stands in the address of its tasks, "ttrpc+hvsock://<path>:<port>?<query>".
+Setter AddressPath(std::string* out, size_t limit) {
+  return [out, limit](const toml::node& node) {
+    absl::Status status = ShortPath(out, limit)(node);
+    const bool plain = std::all_of(out->begin(), out->end(), [](char c) {
+      return absl::ascii_isalnum(static_cast<unsigned char>(c)) ||
+             std::string_view("/._+-").find(c) != std::string_view::npos;
+    });
+    if (status.ok() && !plain) return Wrong("may hold letters, digits and / . _ + - only");
     return status;
   };
 }
@@ -108,7 +123,7 @@ std::map<std::string, std::map<std::string, Setter>> Keys(Config& config) {
   return {
       {"",
        {{"listen", ShortPath(&c.listen, 100)},
-        {"run_dir", ShortPath(&c.run_dir, 24)},
+        {"run_dir", AddressPath(&c.run_dir, 24)},
         {"log_level", OneOf(&c.log_level, {"debug", "info", "warn", "error"})}}},
       {"containerd",
        {{"address", ShortPath(&c.containerd.address, 100)},
@@ -179,6 +194,11 @@ absl::StatusOr<Config> ParseConfig(std::string_view toml, const std::string& fil
   Config config;
   MAGNETAR_RETURN_IF_ERROR(ReadTable(parsed.table(), "", Keys(config), file));
   return config;
+}
+
+absl::Status SetConfigText(Config* config, const std::string& key, const std::string& value) {
+  const auto keys = Keys(*config);
+  return keys.at("").at(key)(toml::value<std::string>(value));
 }
 
 absl::StatusOr<Config> LoadConfig(const std::string& file) {

@@ -22,6 +22,8 @@ struct Config {
     std::string address = "/run/containerd/containerd.sock";
     // How long containerd may not know a sandbox before it is an orphan; 0: for ever.
     std::chrono::seconds orphan_after{60};
+
+    bool operator==(const Containerd&) const = default;
   } containerd;
 
   struct Guest {
@@ -34,6 +36,8 @@ struct Config {
     uint64_t memory_reserve_mib = 32;
     // How long a guest may leave heartbeats unanswered; 0: no heartbeat.
     std::chrono::seconds heartbeat{30};
+
+    bool operator==(const Guest&) const = default;
   } guest;
 
   struct Vm {
@@ -54,16 +58,26 @@ struct Config {
     uint32_t uid_base = 1900000000;
     uint32_t uid_count = 65536;
     uint64_t console_ring_kib = 64;
+
+    bool operator==(const Vm&) const = default;
   } vm;
 
   struct Debug {
     std::vector<std::string> failpoints;
+
+    bool operator==(const Debug&) const = default;
   } debug;
+
+  bool operator==(const Config&) const = default;
 };
 
 // Parses TOML. A wrong key, type or value gives INVALID_ARGUMENT
 // "<file>:<line>: <key>: <what is wrong>".
 absl::StatusOr<Config> ParseConfig(std::string_view toml, const std::string& file);
+
+// Sets a key outside all tables that holds text. INVALID_ARGUMENT says what is wrong with the
+// value.
+absl::Status SetConfigText(Config* config, const std::string& key, const std::string& value);
 
 // Reads and parses `file`; NOT_FOUND if it is absent.
 absl::StatusOr<Config> LoadConfig(const std::string& file);

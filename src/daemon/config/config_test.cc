@@ -68,12 +68,29 @@ TEST(ConfigTest, AbsentFileIsNotFound) {
   EXPECT_EQ(LoadConfig("/nonexistent/c.toml").status().code(), absl::StatusCode::kNotFound);
 }
 
+TEST(ConfigTest, RunDirIsPartOfAnAddress) {
+  EXPECT_TRUE(ParseConfig("run_dir = \"/run/a-b_c.d+1\"", "c.toml").ok());
+  for (const std::string& bad : std::vector<std::string>{"/run/a:b", "/run/a?b", "/run/a b"}) {
+    EXPECT_THAT(Error("run_dir = \"" + bad + "\"\n"), HasSubstr("c.toml:1: run_dir: may hold"));
+  }
+}
+
+TEST(ConfigTest, TheCommandLineIsHeldToTheSameRules) {
+  Config config;
+  EXPECT_TRUE(SetConfigText(&config, "log_level", "debug").ok());
+  EXPECT_EQ(config.log_level, "debug");
+  EXPECT_TRUE(absl::IsInvalidArgument(SetConfigText(&config, "log_level", "bogus")));
+  EXPECT_TRUE(absl::IsInvalidArgument(SetConfigText(&config, "listen", "relative.sock")));
+  EXPECT_TRUE(absl::IsInvalidArgument(SetConfigText(&config, "run_dir", std::string(99, '/'))));
+}
+
 // The shipped file shows each key with its default.
-TEST(ConfigTest, ShippedFileParsesAndNamesEveryKey) {
+TEST(ConfigTest, ShippedFileNamesEveryKeyWithItsDefault) {
   auto text = ReadFile(MAGNETAR_SOURCE_DIR "/config/vmm-sandboxer.toml");
   ASSERT_TRUE(text.ok()) << text.status();
   auto config = ParseConfig(*text, "vmm-sandboxer.toml");
   ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(*config, Config());
   for (const char* key : {"listen",
                           "run_dir",
                           "log_level",

@@ -9,7 +9,7 @@
 #include <utility>
 
 #include "magnetar/status.h"
-#include "src/daemon/config/log.h"
+#include "src/daemon/sandbox/clock.h"
 #include "src/daemon/sandbox/pod_request.h"
 #include "src/daemon/sandbox/status_info.h"
 
@@ -37,7 +37,6 @@ std::string NamespaceOf(const CallbackServerContext& context) {
   return std::string(it->second.data(), it->second.size());
 }
 
-// An unset time of CRI would show as 1970.
 void SetTime(int64_t ns, magnetar::wire::Timestamp* out) {
   out->set_seconds(ns / 1000000000);
   out->set_nanos(static_cast<int32_t>(ns % 1000000000));
@@ -98,10 +97,19 @@ class WaitReactor : public ServerUnaryReactor {
   const std::shared_ptr<uint64_t> wait_;
 };
 
-Co<absl::Status> DoStart(std::shared_ptr<Sandbox> sandbox, api::ControllerStartResponse* response) {
+// `context` lives until its reactor is finished.
+Co<absl::Status> DoStart(std::shared_ptr<Sandbox> sandbox, const CallbackServerContext* context,
+                         api::ControllerStartResponse* response) {
   auto start = sandbox->Start();
   absl::StatusOr<SandboxSnapshot> started = co_await std::move(start);
   if (!started.ok()) co_return started.status();
+  if (context->IsCancelled()) {
+    // The caller went when there was no start to be given up any more. It takes the sandbox for
+    // one that failed, and nobody else knows of it.
+    auto shutdown = sandbox->Shutdown();
+    (void)co_await std::move(shutdown);  // it logs its own failure
+    co_return absl::CancelledError("the start was cancelled");
+  }
   response->set_sandbox_id(started->id);
   response->set_pid(started->pid);
   SetTime(started->created_at_ns, response->mutable_created_at());
@@ -151,7 +159,7 @@ ServerUnaryReactor* ControllerService::Start(CallbackServerContext* context,
   absl::StatusOr<std::shared_ptr<Sandbox>> sandbox = manager_->Find(request->sandbox_id());
   if (!sandbox.ok()) return FinishNow(context, sandbox.status());
   auto* reactor = new StartReactor(*sandbox);
-  FinishAfter((*sandbox)->strand(), reactor, DoStart(*sandbox, response));
+  FinishAfter((*sandbox)->strand(), reactor, DoStart(*sandbox, context, response));
   return reactor;
 }
 

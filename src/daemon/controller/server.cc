@@ -1,22 +1,18 @@
 #include "src/daemon/controller/server.h"
 
-#include <fcntl.h>
 #include <grpcpp/grpcpp.h>
-#include <sys/file.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 
 #include <cerrno>
 #include <chrono>
-#include <cstring>
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "magnetar/files.h"
 #include "magnetar/status.h"
 #include "src/daemon/controller/controller_service.h"
-#include "src/daemon/sandbox/supervisor_launch.h"
+#include "src/daemon/sandbox/supervisor_client.h"
 
 namespace magnetar::daemon {
 namespace {
@@ -72,18 +68,6 @@ class GrpcControllerServer : public ControllerServer {
 };
 
 }  // namespace
-
-absl::StatusOr<UniqueFd> LockRunDirectory(const std::string& run_dir) {
-  UniqueFd fd(::open(run_dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!fd.ok()) return ErrnoStatus(errno, absl::StrCat("open ", run_dir));
-  if (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
-    if (errno == EWOULDBLOCK) {
-      return absl::AlreadyExistsError(absl::StrCat("another daemon holds ", run_dir));
-    }
-    return ErrnoStatus(errno, absl::StrCat("lock ", run_dir));
-  }
-  return fd;
-}
 
 absl::StatusOr<std::unique_ptr<ControllerServer>> ControllerServer::Start(
     const Environment* environment, SandboxManager* manager) {

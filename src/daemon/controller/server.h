@@ -1,19 +1,13 @@
 #pragma once
 
 #include <memory>
-#include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "magnetar/unique_fd.h"
 #include "src/daemon/sandbox/environment.h"
 #include "src/daemon/sandbox/manager.h"
 
 namespace magnetar::daemon {
-
-// Makes this process the only daemon of a run directory, for as long as the
-// result is held. ALREADY_EXISTS names the directory if there is another.
-absl::StatusOr<UniqueFd> LockRunDirectory(const std::string& run_dir);
 
 // The gRPC server on the daemon's unix socket, mode 0600.
 class ControllerServer {

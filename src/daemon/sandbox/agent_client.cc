@@ -1,69 +1,20 @@
 #include "src/daemon/sandbox/agent_client.h"
 
-#include <boost/asio/co_spawn.hpp>
-#include <boost/asio/detached.hpp>
-#include <deque>
-#include <optional>
+#include <algorithm>
+#include <boost/asio/this_coro.hpp>
 #include <utility>
 
-#include "magnetar/event.h"
 #include "magnetar/hybrid_vsock.h"
 #include "magnetar/ports.h"
 #include "magnetar/status.h"
 #include "magnetar/ttrpc/ttrpc.h"
+#include "src/daemon/sandbox/clock.h"
 
 namespace magnetar::daemon {
 namespace {
 
 constexpr char kAgentService[] = "magnetar.agent.v1.Agent";
 constexpr char kHeartbeatService[] = "magnetar.agent.v1.Heartbeat";
-// What a guest may have in flight; more of them wait in the stream.
-constexpr size_t kMaxHostRequests = 64;
-
-// One HostRequests stream. Requests are handled side by side, answers leave in
-// the order in which they are ready, one Send at a time.
-struct HostRequestStream {
-  HostRequestStream(const asio::any_io_executor& executor, std::shared_ptr<ttrpc::Stream> s,
-                    HostRequestHandler h)
-      : stream(std::move(s)), handler(std::move(h)), changed(executor) {}
-
-  std::shared_ptr<ttrpc::Stream> stream;
-  HostRequestHandler handler;
-  Event changed;
-  std::deque<std::string> answers;
-  size_t in_flight = 0;
-  bool ended = false;
-};
-
-Co<void> SendAnswers(std::shared_ptr<HostRequestStream> self) {
-  while (!self->ended) {
-    if (self->answers.empty()) {
-      auto wait = self->changed.Wait();
-      co_await std::move(wait);
-      continue;
-    }
-    std::string answer = std::move(self->answers.front());
-    self->answers.pop_front();
-    auto send = self->stream->Send(std::move(answer));
-    const absl::Status status = co_await std::move(send);
-    if (!status.ok()) co_return;  // Receive tells of it, too.
-  }
-}
-
-Co<void> HandleHostRequest(std::shared_ptr<HostRequestStream> self,
-                           agent::v1::HostRequest request) {
-  const uint64_t id = request.id();
-  const bool wants_answer = request.request_case() != agent::v1::HostRequest::kEvent;
-  auto call = self->handler(std::move(request));
-  agent::v1::HostResponse response = co_await std::move(call);
-  --self->in_flight;
-  if (wants_answer) {
-    response.set_id(id);
-    self->answers.push_back(response.SerializeAsString());
-  }
-  self->changed.NotifyAll();
-}
-
 class TtrpcAgentClient : public AgentClient {
  public:
   TtrpcAgentClient(asio::any_io_executor executor, UniqueFd socket)
@@ -112,34 +63,9 @@ class TtrpcAgentClient : public AgentClient {
     auto open = client_->OpenStream(kAgentService, "HostRequests");
     absl::StatusOr<std::shared_ptr<ttrpc::Stream>> stream = co_await std::move(open);
     if (!stream.ok()) co_return Annotate(stream.status(), "open HostRequests");
-    auto self =
-        std::make_shared<HostRequestStream>(executor_, *std::move(stream), std::move(handler));
-    asio::co_spawn(executor_, SendAnswers(self), asio::detached);
-    absl::Status result;
-    while (true) {
-      while (self->in_flight >= kMaxHostRequests) {
-        auto wait = self->changed.Wait();
-        co_await std::move(wait);
-      }
-      auto receive = self->stream->Receive();
-      absl::StatusOr<std::optional<std::string>> message = co_await std::move(receive);
-      if (!message.ok()) {
-        result = message.status();
-        break;
-      }
-      if (!message->has_value()) break;
-      agent::v1::HostRequest request;
-      if (!request.ParseFromString(**message)) {
-        result = absl::InvalidArgumentError("the guest sent a request that does not parse");
-        break;
-      }
-      ++self->in_flight;
-      asio::co_spawn(executor_, HandleHostRequest(self, std::move(request)), asio::detached);
-    }
-    self->ended = true;
-    self->changed.NotifyAll();
-    self->stream->Cancel();
-    co_return result;
+    auto serve = ServeHostRequestStream(*std::move(stream), std::move(handler));
+    const absl::Status status = co_await std::move(serve);
+    co_return status;
   }
 
   void Close() override { client_->Close(); }
@@ -186,11 +112,5 @@ class VsockGuestDialer : public GuestDialer {
 }  // namespace
 
 std::unique_ptr<GuestDialer> NewGuestDialer() { return std::make_unique<VsockGuestDialer>(); }
-
-int64_t RealtimeNs() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::system_clock::now().time_since_epoch())
-      .count();
-}
 
 }  // namespace magnetar::daemon

@@ -2,7 +2,6 @@
 
 #include <boost/asio/any_io_executor.hpp>
 #include <chrono>
-#include <functional>
 #include <memory>
 #include <string>
 
@@ -10,13 +9,9 @@
 #include "absl/status/statusor.h"
 #include "magnetar/agent.pb.h"
 #include "magnetar/co.h"
+#include "src/daemon/sandbox/host_request_stream.h"
 
 namespace magnetar::daemon {
-
-// Answers what a guest asks of its host; the answer's id is filled in by the
-// caller. Called on the sandbox's strand, many at a time.
-using HostRequestHandler =
-    std::function<Co<agent::v1::HostResponse>(agent::v1::HostRequest request)>;
 
 // The daemon's connection to one guest's agent (agent.proto, port 1025).
 // Errors: UNAVAILABLE when the connection is gone, DEADLINE_EXCEEDED, else the
@@ -48,8 +43,5 @@ class GuestDialer {
 };
 
 std::unique_ptr<GuestDialer> NewGuestDialer();
-
-// CLOCK_REALTIME in nanoseconds.
-int64_t RealtimeNs();
 
 }  // namespace magnetar::daemon

@@ -2,7 +2,6 @@
 
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/thread_pool.hpp>
-#include <map>
 #include <mutex>
 #include <set>
 #include <string>
@@ -13,24 +12,13 @@
 #include "src/daemon/containerd/client.h"
 #include "src/daemon/network/pod_network.h"
 #include "src/daemon/sandbox/agent_client.h"
+#include "src/daemon/sandbox/clock.h"
+#include "src/daemon/sandbox/shared_directory.h"
 #include "src/daemon/sandbox/supervisor_client.h"
 #include "src/daemon/storage/container_storage.h"
 #include "vmm/vmm.h"
 
 namespace magnetar::daemon {
-
-// The directory that a sandbox's file server exports: a mount point of its own
-// with shared propagation, so that mounts made below it later reach the file
-// server's namespace and nobody else's. Calls block.
-class SharedDirectory {
- public:
-  virtual ~SharedDirectory() = default;
-  virtual absl::Status Make(const std::string& path) = 0;
-  // An absent one is fine.
-  virtual absl::Status Remove(const std::string& path) = 0;
-};
-
-std::unique_ptr<SharedDirectory> NewSharedDirectory();
 
 // Uids for VMMs, one for each. Thread-safe.
 class UidPool {
@@ -54,6 +42,10 @@ struct Environment {
   Config config;
   asio::io_context* io = nullptr;
   asio::thread_pool* blocking = nullptr;
+  // For what opens paths of containers: one on a dead file server blocks for ever, and
+  // must not keep pods from being stopped.
+  asio::thread_pool* storage_pool = nullptr;
+  const Clock* clock = SystemClock();
   CgroupManager* cgroups = nullptr;
   NetworkManager* network = nullptr;
   ContainerStorage* storage = nullptr;

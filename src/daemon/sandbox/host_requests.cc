@@ -1,9 +1,12 @@
 #include "src/daemon/sandbox/host_requests.h"
 
 #include <algorithm>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
 #include <utility>
 #include <vector>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "containerd/events.pb.h"
 #include "cri/runtime.pb.h"
@@ -11,6 +14,7 @@
 #include "magnetar/ids.h"
 #include "magnetar/status.h"
 #include "src/daemon/config/log.h"
+#include "src/daemon/sandbox/async.h"
 #include "src/daemon/storage/rootfs_source.h"
 
 namespace magnetar::daemon {
@@ -20,6 +24,17 @@ constexpr char kGuestHostname[] = "/run/magnetar/pod/hostname";
 constexpr char kGuestHosts[] = "/run/magnetar/pod/hosts";
 constexpr char kGuestResolvConf[] = "/run/magnetar/pod/resolv.conf";
 constexpr char kGuestShm[] = "/run/magnetar/pod/shm";
+
+// What a guest may ask for: a pod of many containers that start together is not slowed down, a
+// guest that asks without end costs its host little.
+constexpr double kRequestsPerSecond = 20;
+constexpr double kRequestsAtOnce = 256;
+constexpr double kLinesPerSecond = 1;
+constexpr double kLinesAtOnce = 20;
+// Operations of one sandbox side by side: a host path that hangs for ever keeps a thread of the
+// pool that all sandboxes share.
+constexpr size_t kOperationsAtOnce = 4;
+constexpr std::chrono::seconds kVmLimit{10};
 
 ContainerStep ToRecord(const StorageStep& step) {
   return {step.kind == StorageStep::Kind::kMount ? "mount" : "disk", step.container_id, step.path,
@@ -47,12 +62,17 @@ bool SameStep(const ContainerStep& a, const ContainerStep& b) {
 
 HostRequests::HostRequests(const Environment* environment, std::shared_ptr<RecordFile> record,
                            const asio::any_io_executor& strand)
-    : env_(environment), record_(std::move(record)), changed_(strand) {
+    : env_(environment),
+      record_(std::move(record)),
+      strand_(strand),
+      changed_(strand),
+      pace_(kRequestsPerSecond, kRequestsAtOnce),
+      log_pace_(kLinesPerSecond, kLinesAtOnce) {
   const Record now = record_->Get();
   storage_.sandbox_id = now.id;
   storage_.directory = record_->directory();
   storage_.shared_directory = absl::StrCat(record_->directory(), "/shared");
-  storage_.blocking = env_->blocking;
+  storage_.blocking = env_->storage_pool;
   // The record outlives this: both are held by the sandbox.
   storage_.journal_add = [record = record_](const StorageStep& step) {
     return record->Update([&](Record& r) { r.container_steps.push_back(ToRecord(step)); });
@@ -69,16 +89,62 @@ HostRequests::HostRequests(const Environment* environment, std::shared_ptr<Recor
   storage_.journal_steps = [record = record_] { return FromRecord(record->Get()); };
 }
 
-Co<void> HostRequests::Enter(std::string container_id) {
-  while (busy_.count(container_id) != 0) {
+void HostRequests::SetVm(std::shared_ptr<vmm::Vm> vm) {
+  if (vm_ != nullptr && !busy_.empty()) retired_.push_back(std::move(vm_));
+  vm_ = std::move(vm);
+  storage_.vm = vm_.get();
+  vm_lost_ = false;
+  changed_.NotifyAll();
+}
+
+Co<absl::Status> HostRequests::AwaitVm() {
+  auto wait = WaitFor(
+      changed_, [this] { return !vm_lost_ || refusing_; }, kVmLimit);
+  const bool there = co_await std::move(wait);
+  if (!there) co_return absl::UnavailableError("the VMM cannot be reached");
+  co_return absl::OkStatus();
+}
+
+Co<absl::StatusOr<HostRequests::KeyGuard>> HostRequests::Enter(std::string container_id) {
+  while (!refusing_ && (busy_.count(container_id) != 0 || busy_.size() >= kOperationsAtOnce)) {
     auto wait = changed_.Wait();
     co_await std::move(wait);
   }
-  busy_.insert(std::move(container_id));
+  if (refusing_) co_return absl::UnavailableError("the sandbox is being stopped");
+  busy_.insert(container_id);
+  co_return KeyGuard(shared_from_this(), std::move(container_id));
 }
 
 void HostRequests::Leave(const std::string& container_id) {
   busy_.erase(container_id);
+  if (busy_.empty()) retired_.clear();
+  changed_.NotifyAll();
+}
+
+bool HostRequests::HasSteps(const std::string& container_id) const {
+  return std::any_of(storage_.steps.begin(), storage_.steps.end(),
+                     [&](const StorageStep& s) { return s.container_id == container_id; });
+}
+
+// The guest decides how often there is something to warn of.
+void HostRequests::Warn(std::string_view message, const std::string& container_id,
+                        const absl::Status& status) {
+  if (!log_pace_.TryTake(std::chrono::steady_clock::now())) {
+    ++unlogged_;
+    return;
+  }
+  Log(LogLevel::kWarn, message,
+      {{"sandbox", storage_.sandbox_id},
+       {"container", container_id},
+       {"error", status.ToString()}});
+  if (unlogged_ == 0) return;
+  Log(LogLevel::kWarn, "the guest caused more warnings than are logged",
+      {{"sandbox", storage_.sandbox_id}, {"left_out", absl::StrCat(unlogged_)}});
+  unlogged_ = 0;
+}
+
+void HostRequests::Refuse() {
+  refusing_ = true;
   changed_.NotifyAll();
 }
 
@@ -86,6 +152,12 @@ Co<agent::v1::HostResponse> HostRequests::Handle(agent::v1::HostRequest request)
   auto self = shared_from_this();
   agent::v1::HostResponse response;
   absl::Status status;
+  const std::chrono::nanoseconds pause = pace_.Take(std::chrono::steady_clock::now());
+  if (pause.count() > 0) {
+    auto wait = WaitFor(
+        changed_, [this] { return refusing_; }, pause);
+    co_await std::move(wait);
+  }
   if (refusing_) {
     status = absl::UnavailableError("the sandbox is being stopped");
   } else if (request.has_prepare()) {
@@ -95,7 +167,7 @@ Co<agent::v1::HostResponse> HostRequests::Handle(agent::v1::HostRequest request)
     if (prepared.ok()) *response.mutable_prepared() = *std::move(prepared);
   } else if (request.has_release()) {
     std::string id = request.release().container_id();
-    auto call = Release(std::move(id));
+    auto call = Release(std::move(id), /*again=*/false);
     status = co_await std::move(call);
     if (status.ok()) response.mutable_released();
   } else if (request.has_event()) {
@@ -113,17 +185,27 @@ Co<absl::StatusOr<agent::v1::PreparedContainer>> HostRequests::Prepare(
     agent::v1::PrepareContainer request) {
   const std::string id = request.container_id();
   if (absl::Status valid = ValidateId(id, "container_id"); !valid.ok()) co_return valid;
+  RetryReleases();
   auto enter = Enter(id);
-  co_await std::move(enter);
+  const absl::StatusOr<KeyGuard> key = co_await std::move(enter);
+  if (!key.ok()) co_return key.status();
+  auto vm = AwaitVm();
+  const absl::Status reachable = co_await std::move(vm);
+  if (!reachable.ok()) co_return reachable;
   auto call = PrepareLocked(std::move(request));
   absl::StatusOr<agent::v1::PreparedContainer> result = co_await std::move(call);
-  Leave(id);
-  if (!result.ok()) {
-    Log(LogLevel::kWarn, "container refused",
-        {{"sandbox", storage_.sandbox_id},
-         {"container", id},
-         {"error", result.status().ToString()}});
+  if (result.ok() && refusing_) {
+    // The teardown may not have waited for this: it must not find mounts that came later.
+    auto undo = ReleaseLocked(id);
+    (void)co_await std::move(undo);  // it logs its failure
+    co_return absl::UnavailableError("the sandbox is being stopped");
   }
+  if (result.ok()) {
+    unreleased_.erase(id);
+    co_return result;
+  }
+  if (HasSteps(id)) unreleased_.insert(id);
+  Warn("container refused", id, result.status());
   co_return result;
 }
 
@@ -164,24 +246,53 @@ Co<absl::StatusOr<agent::v1::PreparedContainer>> HostRequests::PrepareLocked(
   co_return prepared;
 }
 
-Co<absl::Status> HostRequests::Release(std::string container_id) {
+Co<absl::Status> HostRequests::Release(std::string container_id, bool again) {
   if (absl::Status valid = ValidateId(container_id, "container_id"); !valid.ok()) co_return valid;
+  if (!again) RetryReleases();
   auto enter = Enter(container_id);
-  co_await std::move(enter);
+  const absl::StatusOr<KeyGuard> key = co_await std::move(enter);
+  if (!key.ok()) co_return key.status();
+  // Meanwhile somebody may have done it, or prepared a container of the same name.
+  if (again && unreleased_.count(container_id) == 0) co_return absl::OkStatus();
+  auto vm = AwaitVm();
+  absl::Status status = co_await std::move(vm);
+  if (status.ok()) {
+    auto release = ReleaseLocked(container_id);
+    status = co_await std::move(release);
+  }
+  if (status.ok()) {
+    unreleased_.erase(container_id);
+  } else {
+    unreleased_.insert(container_id);
+  }
+  co_return status;
+}
+
+Co<absl::Status> HostRequests::ReleaseLocked(std::string container_id) {
   absl::Status status = Failpoint("container.release.before");
   if (status.ok()) {
     auto release = env_->storage->Release(storage_, container_id);
     status = co_await std::move(release);
   }
   if (status.ok()) status = Failpoint("container.release.after");
-  Leave(container_id);
-  if (!status.ok()) {
-    Log(LogLevel::kWarn, "container not released",
-        {{"sandbox", storage_.sandbox_id},
-         {"container", container_id},
-         {"error", status.ToString()}});
-  }
+  if (!status.ok()) Warn("container not released", container_id, status);
   co_return status;
+}
+
+void HostRequests::RetryReleases() {
+  if (retrying_ || refusing_ || unreleased_.empty()) return;
+  retrying_ = true;
+  asio::co_spawn(strand_, Retry(), asio::detached);
+}
+
+Co<void> HostRequests::Retry() {
+  auto self = shared_from_this();
+  const absl::Cleanup over = [this] { retrying_ = false; };
+  const std::set<std::string> ids = unreleased_;
+  for (const std::string& id : ids) {
+    auto release = Release(id, /*again=*/true);
+    (void)co_await std::move(release);  // it logs its failure, and is tried again
+  }
 }
 
 Co<void> HostRequests::Publish(agent::v1::GuestEvent event) {
@@ -197,10 +308,7 @@ Co<void> HostRequests::Publish(agent::v1::GuestEvent event) {
   auto publish = env_->containerd->PublishEvent(
       now.containerd_namespace, "/tasks/oom", "containerd.events.TaskOOM", oom.SerializeAsString());
   const absl::Status status = co_await std::move(publish);
-  if (!status.ok()) {
-    Log(LogLevel::kWarn, "event not published",
-        {{"sandbox", now.id}, {"topic", "/tasks/oom"}, {"error", status.ToString()}});
-  }
+  if (!status.ok()) Warn("event /tasks/oom not published", event.container_id(), status);
 }
 
 Co<void> HostRequests::Reconcile(std::set<std::string> held) {
@@ -213,18 +321,17 @@ Co<void> HostRequests::Reconcile(std::set<std::string> held) {
   for (const std::string& id : stale) {
     Log(LogLevel::kInfo, "releasing a container that the guest no longer holds",
         {{"sandbox", storage_.sandbox_id}, {"container", id}});
-    auto release = Release(id);
-    // It logs its failure, and is tried again when the daemon connects again.
-    (void)co_await std::move(release);
+    auto release = Release(id, /*again=*/false);
+    (void)co_await std::move(release);  // it logs its failure, and is tried again
   }
 }
 
-Co<void> HostRequests::Drain() {
+Co<bool> HostRequests::Drain(std::chrono::nanoseconds limit) {
   auto self = shared_from_this();
-  while (!busy_.empty()) {
-    auto wait = changed_.Wait();
-    co_await std::move(wait);
-  }
+  auto wait = WaitFor(
+      changed_, [this] { return busy_.empty(); }, limit);
+  const bool idle = co_await std::move(wait);
+  co_return idle;
 }
 
 }  // namespace magnetar::daemon

@@ -1,8 +1,13 @@
 #pragma once
 
+#include <boost/asio/any_io_executor.hpp>
+#include <chrono>
 #include <memory>
 #include <set>
 #include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -11,6 +16,7 @@
 #include "magnetar/event.h"
 #include "src/daemon/sandbox/environment.h"
 #include "src/daemon/sandbox/record.h"
+#include "src/daemon/sandbox/token_bucket.h"
 
 namespace magnetar::daemon {
 
@@ -18,42 +24,80 @@ namespace magnetar::daemon {
 // names a container and nothing else, and containerd says whether that container
 // is its own and what belongs to it.
 //
-// Everything on the sandbox's strand; one operation per container at a time.
+// Everything on the sandbox's strand; one operation per container at a time, a few per sandbox.
 class HostRequests : public std::enable_shared_from_this<HostRequests> {
  public:
   HostRequests(const Environment* environment, std::shared_ptr<RecordFile> record,
                const asio::any_io_executor& strand);
 
-  // The VM to which disks are attached; nullptr: none (any more).
-  void set_vm(vmm::Vm* vm) { storage_.vm = vm; }
+  // The VM to which disks are attached; nullptr: none (any more). The one before it lives until
+  // nothing uses it.
+  void SetVm(std::shared_ptr<vmm::Vm> vm);
+  // The VM runs, but its VMM cannot be reached: until the next SetVm, containers wait for a
+  // while, and are then refused. What is attached is not taken for gone.
+  void LoseVm() { vm_lost_ = true; }
 
   Co<agent::v1::HostResponse> Handle(agent::v1::HostRequest request);
 
   // Releases what is journalled for containers that the agent does not hold.
   Co<void> Reconcile(std::set<std::string> held);
+  // Begins to release again what could not be released. The guest has forgotten these
+  // containers, so nobody else asks for it.
+  void RetryReleases();
 
-  // No more requests are begun from now on.
-  void Refuse() { refusing_ = true; }
-  // Completes when none is in flight.
-  Co<void> Drain();
+  // No more requests are begun from now on, and what is being prepared is undone.
+  void Refuse();
+  // Waits until none is in flight; false if one still is after `limit`.
+  Co<bool> Drain(std::chrono::nanoseconds limit);
 
  private:
-  class KeyGuard;
+  // A container that is being worked on; others that want it wait for the end of this.
+  class KeyGuard {
+   public:
+    KeyGuard(std::shared_ptr<HostRequests> owner, std::string key)
+        : owner_(std::move(owner)), key_(std::move(key)) {}
+    KeyGuard(KeyGuard&&) = default;
+    KeyGuard& operator=(KeyGuard&&) = delete;
+    ~KeyGuard() {
+      if (owner_ != nullptr) owner_->Leave(key_);
+    }
+
+   private:
+    std::shared_ptr<HostRequests> owner_;
+    std::string key_;
+  };
 
   Co<absl::StatusOr<agent::v1::PreparedContainer>> Prepare(agent::v1::PrepareContainer request);
   Co<absl::StatusOr<agent::v1::PreparedContainer>> PrepareLocked(
       agent::v1::PrepareContainer request);
-  Co<absl::Status> Release(std::string container_id);
+  // `again`: only if it still is to be released.
+  Co<absl::Status> Release(std::string container_id, bool again);
+  Co<absl::Status> ReleaseLocked(std::string container_id);
+  Co<void> Retry();
   Co<void> Publish(agent::v1::GuestEvent event);
-  Co<void> Enter(std::string container_id);
+  Co<absl::StatusOr<KeyGuard>> Enter(std::string container_id);
   void Leave(const std::string& container_id);
+  Co<absl::Status> AwaitVm();
+  bool HasSteps(const std::string& container_id) const;
+  void Warn(std::string_view message, const std::string& container_id, const absl::Status& status);
 
   const Environment* env_;
   std::shared_ptr<RecordFile> record_;
+  asio::any_io_executor strand_;
   SandboxStorage storage_;
+  std::shared_ptr<vmm::Vm> vm_;
+  // Earlier ones, which an operation may still use.
+  std::vector<std::shared_ptr<vmm::Vm>> retired_;
+  bool vm_lost_ = false;
   Event changed_;
   std::set<std::string> busy_;
+  // Containers that nobody holds and whose release has failed.
+  std::set<std::string> unreleased_;
+  bool retrying_ = false;
   bool refusing_ = false;
+  TokenBucket pace_;
+  TokenBucket log_pace_;
+  uint64_t unlogged_ = 0;
 };
 
 }  // namespace magnetar::daemon

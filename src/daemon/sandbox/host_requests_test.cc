@@ -42,6 +42,27 @@ class HostRequestsTest : public testing::Test {
     return world_.Await(requests_->Handle(request));
   }
 
+  // Begins it and does not wait.
+  std::future<agent::v1::HostResponse> BeginPrepare(const std::string& id) {
+    agent::v1::HostRequest request;
+    request.mutable_prepare()->set_container_id(id);
+    request.mutable_prepare()->add_rootfs_mount_types("overlay");
+    return asio::co_spawn(*world_.env().io, requests_->Handle(request), asio::use_future);
+  }
+  void AddContainer(const std::string& id) {
+    world_.containerd.containers[id] = world_.containerd.containers["c1"];
+    world_.containerd.containers[id].set_id(id);
+  }
+  template <typename F>
+  void OnStrand(F f) {
+    auto run = [](F g) -> Co<bool> {
+      g();
+      co_return true;
+    };
+    world_.Await(run(std::move(f)));
+  }
+  size_t Journalled() { return record_->Get().container_steps.size(); }
+
   FakeWorld world_;
   std::shared_ptr<RecordFile> record_;
   std::shared_ptr<HostRequests> requests_;
@@ -126,6 +147,103 @@ TEST_F(HostRequestsTest, TellsWhoseAPidNamespaceIs) {
   };
   EXPECT_TRUE(prepare(runtime::v1::POD));
   EXPECT_FALSE(prepare(runtime::v1::CONTAINER));
+}
+
+TEST_F(HostRequestsTest, WithoutContainerdNothingIsPreparedAndNothingLeft) {
+  world_.containerd.failure = absl::UnavailableError("away");
+  EXPECT_EQ(Prepare("c1").code(), static_cast<int>(absl::StatusCode::kUnavailable));
+  EXPECT_EQ(world_.Count("storage.prepare"), 0);
+  EXPECT_EQ(Journalled(), 0u);
+  world_.containerd.failure = absl::OkStatus();
+  EXPECT_EQ(Prepare("c1").code(), 0);
+}
+
+// The guest gives up a Prepare after its own deadline, and then releases the container.
+TEST_F(HostRequestsTest, AReleaseUndoesAPrepareThatIsStillUnderWay) {
+  world_.Hold("storage.prepare");
+  auto prepare = BeginPrepare("c1");
+  world_.WaitFor("storage.prepare");
+  agent::v1::HostRequest request;
+  request.mutable_release()->set_container_id("c1");
+  auto release = asio::co_spawn(*world_.env().io, requests_->Handle(request), asio::use_future);
+  world_.Release();
+  EXPECT_EQ(prepare.get().code(), 0);
+  EXPECT_EQ(release.get().code(), 0);
+  EXPECT_EQ(Journalled(), 0u);
+}
+
+TEST_F(HostRequestsTest, AReleaseThatFailedIsTriedAgain) {
+  AddContainer("c2");
+  AddContainer("c3");
+  ASSERT_EQ(Prepare("c1").code(), 0);
+  world_.Fail("storage.release", absl::DeadlineExceededError("the guest keeps it"));
+  EXPECT_NE(Release("c1").code(), 0);
+  EXPECT_EQ(Journalled(), 1u);
+  world_.Heal();
+  // With the next container of the sandbox.
+  ASSERT_EQ(Prepare("c2").code(), 0);
+  world_.WaitFor("storage.release", 2);
+  ASSERT_EQ(Prepare("c3").code(), 0);
+  EXPECT_EQ(Journalled(), 2u);
+  // And when the guest has let go of a disk.
+  world_.Fail("storage.release", absl::DeadlineExceededError("the guest keeps it"));
+  EXPECT_NE(Release("c2").code(), 0);
+  world_.Heal();
+  OnStrand([this] { requests_->RetryReleases(); });
+  world_.WaitFor("storage.release", 4);
+  EXPECT_EQ(Release("c3").code(), 0);
+  EXPECT_EQ(Journalled(), 0u);
+}
+
+TEST_F(HostRequestsTest, AContainerThatIsPreparedAgainIsNotReleased) {
+  ASSERT_EQ(Prepare("c1").code(), 0);
+  world_.Fail("storage.release", absl::DeadlineExceededError("the guest keeps it"));
+  EXPECT_NE(Release("c1").code(), 0);
+  world_.Heal();
+  world_.Hold("storage.prepare");
+  auto prepare = BeginPrepare("c1");
+  world_.Release();
+  EXPECT_EQ(prepare.get().code(), 0);
+  const int released = world_.Count("storage.release");
+  OnStrand([this] { requests_->RetryReleases(); });
+  ASSERT_EQ(Prepare("c1").code(), 0);
+  EXPECT_EQ(world_.Count("storage.release"), released);
+}
+
+TEST_F(HostRequestsTest, ASandboxHasAFewOperationsAtOnce) {
+  world_.Hold("storage.prepare");
+  std::vector<std::future<agent::v1::HostResponse>> prepares;
+  for (int i = 0; i < 6; ++i) {
+    const std::string id = "p" + std::to_string(i);
+    AddContainer(id);
+    prepares.push_back(BeginPrepare(id));
+  }
+  world_.WaitFor("storage.prepare", 4);
+  OnStrand([] {});
+  EXPECT_EQ(world_.Count("storage.prepare"), 4);
+  world_.Release();
+  for (auto& prepare : prepares) EXPECT_EQ(prepare.get().code(), 0);
+}
+
+TEST_F(HostRequestsTest, AStuckPrepareDoesNotKeepTheTeardownAndIsUndone) {
+  world_.Hold("storage.prepare");
+  auto prepare = BeginPrepare("c1");
+  world_.WaitFor("storage.prepare");
+  OnStrand([this] { requests_->Refuse(); });
+  EXPECT_FALSE(world_.Await(requests_->Drain(std::chrono::milliseconds(10))));
+  world_.Release();
+  EXPECT_EQ(prepare.get().code(), static_cast<int>(absl::StatusCode::kUnavailable));
+  EXPECT_TRUE(world_.Await(requests_->Drain(std::chrono::seconds(60))));
+  EXPECT_EQ(Journalled(), 0u);
+}
+
+TEST_F(HostRequestsTest, WhileTheVmmIsAwayContainersWait) {
+  OnStrand([this] { requests_->LoseVm(); });
+  auto prepare = BeginPrepare("c1");
+  OnStrand([] {});
+  EXPECT_EQ(world_.Count("storage.prepare"), 0);
+  OnStrand([this] { requests_->SetVm(nullptr); });
+  EXPECT_EQ(prepare.get().code(), 0);
 }
 
 TEST_F(HostRequestsTest, UnknownRequestsAreAnswered) {

@@ -1,9 +1,11 @@
 #pragma once
 
 #include <boost/asio/any_io_executor.hpp>
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "cri/runtime.pb.h"
@@ -38,7 +40,8 @@ class Machine : public std::enable_shared_from_this<Machine> {
 
   // Finds the supervisor that an earlier daemon started. UNAVAILABLE: the VM is gone.
   Co<absl::Status> Reconnect();
-  // Then its guest; a guest that answers no heartbeat is an error.
+  // Then its guest. An error: it answers no heartbeat, not even after a second probe. One that
+  // does is served from now on, as soon as its agent and its VMM can be reached.
   Co<absl::Status> ReconnectGuest();
 
   // The one order in which a sandbox goes: guest unmounts and syncs (if `ask_guest`), quit, KILL,
@@ -46,29 +49,41 @@ class Machine : public std::enable_shared_from_this<Machine> {
   // an error and returns the first one. May be repeated.
   Co<absl::Status> TearDown(bool ask_guest);
 
-  // Ends the VM now, without waiting. `reason` is logged.
+  // Ends the VM now, without waiting; a Start in flight goes no further. `reason` is logged.
   void Kill(std::string reason);
 
   bool ended() const { return ended_.is_set(); }
 
  private:
-  struct Guest;
+  using TimePoint = std::chrono::steady_clock::time_point;
+
   Co<absl::Status> MakeHost(const runtime::v1::PodSandboxConfig& pod);
-  Co<absl::Status> Launch(const runtime::v1::PodSandboxConfig& pod);
+  Co<absl::Status> MakeNetwork();
+  Co<absl::Status> Launch();
+  Co<absl::Status> WaitUntilReady();
   Co<absl::Status> LearnProcesses();
-  Co<absl::Status> ConnectGuest(std::chrono::nanoseconds timeout);
   Co<absl::Status> SetupGuest(const runtime::v1::PodSandboxConfig& pod);
+  // CANCELLED once Kill was called.
+  absl::Status CheckKilled() const;
+  Co<absl::Status> ExplainEnd(absl::Status status);
+
+  Co<absl::Status> AttachVm();
+  void OnVmEvent(const vmm::Vm* vm, const vmm::Event& event);
+  Co<void> ReattachVm();
+  Co<absl::Status> ConnectAgent(TimePoint deadline);
   void ServeGuest();
   Co<void> ServeRequests();
+  Co<absl::Status> ServeOnce();
   Co<void> RunHeartbeat();
-  Co<absl::Status> Beat(std::chrono::nanoseconds limit);
+  Co<absl::Status> SeekLife(std::chrono::nanoseconds limit);
+  Co<absl::Status> Beat(std::chrono::nanoseconds timeout);
   Co<void> WatchExit(std::shared_ptr<SupervisorClient> supervisor);
   void Ended(supervisor::v1::ExitRecord exit);
+  bool over() const { return ended_.is_set() || tearing_down_; }
 
   Co<absl::Status> EndVm(bool ask_guest);
   Co<absl::Status> Undo(Step step, bool ask_guest);
   void Forgive(const absl::Status& written) const;
-  std::chrono::nanoseconds TimeLeft() const;
   std::string Path(const std::string& name) const;
 
   const Environment* env_;
@@ -79,14 +94,18 @@ class Machine : public std::enable_shared_from_this<Machine> {
   std::shared_ptr<HostRequests> requests_;
   std::shared_ptr<SupervisorClient> supervisor_;
   std::shared_ptr<AgentClient> agent_;
-  std::unique_ptr<vmm::Vm> vm_;
+  std::shared_ptr<vmm::Vm> vm_;
+  bool vm_lost_ = false;  // the VM runs, its VMM's connection is gone
+  AsyncMutex attaching_;  // a VMM talks to one at a time
   AsyncFlag ended_;
+  supervisor::v1::ExitRecord exit_;  // once it has ended
   ExitHandler on_exit_;
+  std::string killed_;  // why Kill was called; empty: it was not
   bool tearing_down_ = false;
   bool serving_ = false;
 
   // Only while it starts.
-  std::chrono::steady_clock::time_point deadline_{};
+  TimePoint deadline_{};
   std::vector<UniqueFd> cgroup_procs_;
   PodNetwork network_;
 };

@@ -1,6 +1,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <cerrno>
@@ -21,6 +22,10 @@
 
 namespace magnetar::daemon {
 namespace {
+
+constexpr char kSupervisor[] = "supervisor";
+// Its messages have only grown since.
+constexpr uint32_t kOldestSupervisorProtocol = 1;
 
 absl::Status MakeVmmDirectory(const std::string& path, uint32_t uid) {
   if (::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) {
@@ -47,14 +52,22 @@ std::string PodHostname(const runtime::v1::PodSandboxConfig& pod, const std::str
 
 }  // namespace
 
+absl::Status Machine::CheckKilled() const {
+  return killed_.empty() ? absl::OkStatus() : absl::CancelledError(killed_);
+}
+
 Co<absl::Status> Machine::Start(runtime::v1::PodSandboxConfig pod) {
   auto self = shared_from_this();
   deadline_ = std::chrono::steady_clock::now() + env_->config.vm.start_timeout;
   auto host = MakeHost(pod);
   absl::Status status = co_await std::move(host);
   if (status.ok()) {
-    auto launch = Launch(pod);
+    auto launch = Launch();
     status = co_await std::move(launch);
+  }
+  if (status.ok()) {
+    auto ready = WaitUntilReady();
+    status = co_await std::move(ready);
   }
   if (status.ok()) {
     auto guest = SetupGuest(pod);
@@ -80,7 +93,8 @@ Co<absl::Status> Machine::MakeHost(const runtime::v1::PodSandboxConfig& pod) {
     record.vmm = std::string(env_->driver->name());
   });
   if (!status.ok()) {
-    env_->uids->Give(*uid);
+    // What the record holds is given back with it.
+    if (record_->Get().uid != *uid) env_->uids->Give(*uid);
     co_return status;
   }
   MAGNETAR_CO_RETURN_IF_ERROR(MakeVmmDirectory(Path("vmm"), *uid));
@@ -88,24 +102,20 @@ Co<absl::Status> Machine::MakeHost(const runtime::v1::PodSandboxConfig& pod) {
 
   MAGNETAR_CO_RETURN_IF_ERROR(record_->AddStep(Step::kCgroup));
   const SandboxLimits limits =
-      LimitsOf(pod.linux().resources(), pod.linux().overhead(), env_->config);
+      LimitsOf(pod.linux().resources(), pod.linux().overhead(), size.memory_bytes, env_->config);
   auto cgroup = RunBlocking(*env_->blocking, [env = env_, now, limits] {
     return env->cgroups->Create(now.cgroup_parent, now.id, limits);
   });
   absl::StatusOr<std::vector<UniqueFd>> procs = co_await std::move(cgroup);
   if (!procs.ok()) co_return Annotate(procs.status(), "make the cgroup");
   cgroup_procs_ = *std::move(procs);
+  MAGNETAR_CO_RETURN_IF_ERROR(CheckKilled());
   MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("start.cgroup"));
 
   if (!now.netns_path.empty()) {
-    MAGNETAR_CO_RETURN_IF_ERROR(record_->AddStep(Step::kNetwork));
-    auto attach = RunBlocking(*env_->blocking, [env = env_, now, uid = *uid] {
-      return env->network->Attach(now.netns_path, uid);
-    });
-    absl::StatusOr<PodNetwork> network = co_await std::move(attach);
-    if (!network.ok()) co_return Annotate(network.status(), "attach the pod's network");
-    network_ = *std::move(network);
-    MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("start.network"));
+    auto network = MakeNetwork();
+    status = co_await std::move(network);
+    if (!status.ok()) co_return status;
   }
 
   MAGNETAR_CO_RETURN_IF_ERROR(record_->AddStep(Step::kShared));
@@ -113,10 +123,28 @@ Co<absl::Status> Machine::MakeHost(const runtime::v1::PodSandboxConfig& pod) {
                           [env = env_, path = Path("shared")] { return env->shared->Make(path); });
   status = co_await std::move(make);
   if (!status.ok()) co_return Annotate(status, "make the shared directory");
+  MAGNETAR_CO_RETURN_IF_ERROR(CheckKilled());
   co_return Failpoint("start.shared");
 }
 
-Co<absl::Status> Machine::Launch(const runtime::v1::PodSandboxConfig&) {
+Co<absl::Status> Machine::MakeNetwork() {
+  MAGNETAR_CO_RETURN_IF_ERROR(record_->AddStep(Step::kNetwork));
+  const Record now = record_->Get();
+  auto attach = RunBlocking(
+      *env_->blocking, [env = env_, now] { return env->network->Attach(now.netns_path, now.uid); });
+  absl::StatusOr<PodNetwork> network = co_await std::move(attach);
+  if (!network.ok()) {
+    // It leaves nothing behind, and what is in the netns may be another pod's: undoing this
+    // step would take it away from a VM that runs.
+    Forgive(record_->RemoveStep(Step::kNetwork));
+    co_return Annotate(network.status(), "attach the pod's network");
+  }
+  network_ = *std::move(network);
+  MAGNETAR_CO_RETURN_IF_ERROR(CheckKilled());
+  co_return Failpoint("start.network");
+}
+
+Co<absl::Status> Machine::Launch() {
   const Record now = record_->Get();
   vmm::MachineSpec spec;
   spec.sandbox_id = id_;
@@ -149,6 +177,7 @@ Co<absl::Status> Machine::Launch(const runtime::v1::PodSandboxConfig&) {
       RunBlocking(*env_->blocking, [env = env_, &spec] { return env->driver->Plan(spec); });
   absl::StatusOr<vmm::LaunchPlan> plan = co_await std::move(plan_call);
   if (!plan.ok()) co_return Annotate(plan.status(), "plan the VM");
+  MAGNETAR_CO_RETURN_IF_ERROR(CheckKilled());
 
   supervisor::v1::Launch launch;
   launch.set_sandbox_id(id_);
@@ -165,29 +194,68 @@ Co<absl::Status> Machine::Launch(const runtime::v1::PodSandboxConfig&) {
     launch.set_forward_port(kForwardPort);
   }
   MAGNETAR_CO_RETURN_IF_ERROR(record_->AddStep(Step::kSupervisor));
-  auto launch_call = env_->supervisors->Launch(std::move(launch));
+  // Before anything else can go wrong: the processes below it share its fate.
+  auto spawned = [record = record_](const ProcessIdentity& identity) {
+    return record->Update([&](Record& r) { r.processes = {{kSupervisor, identity, false}}; });
+  };
+  auto launch_call = env_->supervisors->Launch(std::move(launch), std::move(spawned));
   absl::StatusOr<std::shared_ptr<SupervisorClient>> supervisor = co_await std::move(launch_call);
   if (!supervisor.ok()) co_return Annotate(supervisor.status(), "start vmm-supervisor");
   supervisor_ = *std::move(supervisor);
   asio::co_spawn(strand_, WatchExit(supervisor_), asio::detached);
-  MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("start.supervisor"));
+  MAGNETAR_CO_RETURN_IF_ERROR(CheckKilled());
+  co_return Failpoint("start.supervisor");
+}
 
-  auto ready_call = supervisor_->WaitReady(TimeLeft());
-  const absl::Status ready = co_await std::move(ready_call);
-  if (!ready.ok()) co_return Annotate(ready, "wait for the guest");
-  MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("start.ready"));
+Co<absl::Status> Machine::WaitUntilReady() {
   auto learn = LearnProcesses();
-  const absl::Status learned = co_await std::move(learn);
-  co_return learned;
+  absl::Status status = co_await std::move(learn);
+  if (status.ok()) status = CheckKilled();
+  if (status.ok()) {
+    const auto left = std::max<std::chrono::nanoseconds>(
+        deadline_ - std::chrono::steady_clock::now(), std::chrono::milliseconds(1));
+    auto ready = supervisor_->WaitReady(left);
+    status = co_await std::move(ready);
+    status = Annotate(status, "wait for the guest");
+  }
+  if (absl::IsUnavailable(status)) {
+    auto explain = ExplainEnd(std::move(status));
+    status = co_await std::move(explain);
+  }
+  // One that could not be started has been told of by now.
+  if (status.ok() && record_->Get().vmm_pid == 0) {
+    status = absl::InternalError("vmm-supervisor names no VMM");
+  }
+  if (status.ok()) status = CheckKilled();
+  if (!status.ok()) co_return status;
+  co_return Failpoint("start.ready");
+}
+
+// A supervisor that is gone has told before how its VM ended.
+Co<absl::Status> Machine::ExplainEnd(absl::Status status) {
+  constexpr std::chrono::seconds kTold{1};
+  auto wait = ended_.WaitFor(kTold);
+  const bool ended = co_await std::move(wait);
+  if (!ended) co_return status;
+  co_return absl::FailedPreconditionError(
+      absl::StrCat("wait for the guest: VM ended: ", exit_.reason(),
+                   exit_.last_lines().empty() ? "" : "; its last lines:\n", exit_.last_lines()));
 }
 
 Co<absl::Status> Machine::LearnProcesses() {
   auto hello_call = supervisor_->Hello();
   absl::StatusOr<supervisor::v1::HelloResponse> hello = co_await std::move(hello_call);
   if (!hello.ok()) co_return Annotate(hello.status(), "greet vmm-supervisor");
+  if (hello->protocol() < kOldestSupervisorProtocol) {
+    co_return absl::FailedPreconditionError(absl::StrCat(
+        "vmm-supervisor speaks protocol ", hello->protocol(), ", this daemon at least ",
+        kOldestSupervisorProtocol, ": vm.supervisor_path is too old"));
+  }
   auto state_call = supervisor_->State();
   absl::StatusOr<supervisor::v1::StateResponse> state = co_await std::move(state_call);
   if (!state.ok()) co_return Annotate(state.status(), "ask vmm-supervisor for its processes");
+  // Then nothing is left to be known by.
+  if (state->has_exit()) co_return absl::OkStatus();
   const absl::StatusOr<std::string> boot_id = BootId();
   if (!boot_id.ok()) co_return boot_id.status();
   std::vector<RecordedProcess> processes;
@@ -203,8 +271,7 @@ Co<absl::Status> Machine::LearnProcesses() {
   // Last, so that it outlives and reaps the others. One that is already gone is found
   // out by whoever waits for the VM's end.
   absl::StatusOr<ProcessIdentity> self = IdentifyProcess(static_cast<pid_t>(hello->pid()));
-  if (self.ok()) processes.push_back({"supervisor", *std::move(self), false});
-  if (vmm_pid == 0) co_return absl::InternalError("vmm-supervisor names no VMM");
+  if (self.ok()) processes.push_back({kSupervisor, *std::move(self), false});
   co_return record_->Update([&](Record& record) {
     record.processes = processes;
     record.vmm_pid = vmm_pid;
@@ -212,8 +279,13 @@ Co<absl::Status> Machine::LearnProcesses() {
 }
 
 Co<absl::Status> Machine::SetupGuest(const runtime::v1::PodSandboxConfig& pod) {
-  auto connect = ConnectGuest(TimeLeft());
-  absl::Status status = co_await std::move(connect);
+  auto attach = AttachVm();
+  absl::Status status = co_await std::move(attach);
+  if (status.ok()) status = CheckKilled();
+  if (!status.ok()) co_return status;
+  auto connect = ConnectAgent(deadline_);
+  status = co_await std::move(connect);
+  if (status.ok()) status = CheckKilled();
   if (!status.ok()) co_return status;
   MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("start.hello"));
 
@@ -235,8 +307,13 @@ Co<absl::Status> Machine::SetupGuest(const runtime::v1::PodSandboxConfig& pod) {
   request.set_memory_reserve_bytes(env_->config.guest.memory_reserve_mib << 20);
   std::string entropy(64, '\0');
   if (::getentropy(entropy.data(), entropy.size()) == 0) request.set_entropy(std::move(entropy));
-  auto setup = agent_->SetupSandbox(std::move(request), TimeLeft());
+  const auto left = std::max<std::chrono::nanoseconds>(deadline_ - std::chrono::steady_clock::now(),
+                                                       std::chrono::milliseconds(1));
+  // Its end closes the connection and forgets it, while the call goes on.
+  auto agent = agent_;
+  auto setup = agent->SetupSandbox(std::move(request), left);
   status = co_await std::move(setup);
+  if (status.ok()) status = CheckKilled();
   if (!status.ok()) co_return Annotate(status, "set the guest up");
   co_return Failpoint("start.guest");
 }

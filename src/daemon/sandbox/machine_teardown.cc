@@ -15,6 +15,7 @@ namespace {
 
 constexpr std::chrono::seconds kQuitLimit{1};
 constexpr std::chrono::seconds kDeathLimit{10};
+constexpr std::chrono::seconds kDrainLimit{10};
 
 }  // namespace
 
@@ -91,8 +92,11 @@ Co<absl::Status> Machine::Undo(Step step, bool ask_guest) {
       auto blocking =
           RunBlocking(*env_->blocking, [path = Path("vmm")] { return RemoveTree(path); });
       const absl::Status status = co_await std::move(blocking);
-      if (status.ok()) env_->uids->Give(now.uid);
-      co_return status;
+      if (!status.ok()) co_return status;
+      // Given back once, and not reserved by a later daemon that finds the record.
+      if (now.uid != 0) env_->uids->Give(now.uid);
+      Forgive(record_->Update([](Record& record) { record.uid = 0; }));
+      co_return absl::OkStatus();
     }
   }
   co_return absl::InternalError("unknown step");
@@ -101,6 +105,16 @@ Co<absl::Status> Machine::Undo(Step step, bool ask_guest) {
 // Ask, quit, kill; returns when no process of the VM is left.
 Co<absl::Status> Machine::EndVm(bool ask_guest) {
   requests_->Refuse();
+  if (ask_guest && agent_ == nullptr && !ended_.is_set()) {
+    // Between two connections, or in a daemon that has just come: what its containers wrote
+    // is worth one attempt.
+    auto connect = ConnectAgent(std::chrono::steady_clock::now() + env_->config.vm.stop_timeout);
+    const absl::Status status = co_await std::move(connect);
+    if (!status.ok()) {
+      Log(LogLevel::kWarn, "the guest cannot be asked to shut down",
+          {{"sandbox", id_}, {"error", status.ToString()}});
+    }
+  }
   if (ask_guest && agent_ != nullptr && !ended_.is_set()) {
     auto agent = agent_;
     auto shutdown = agent->Shutdown(env_->config.vm.stop_timeout);
@@ -112,7 +126,8 @@ Co<absl::Status> Machine::EndVm(bool ask_guest) {
     MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("teardown.asked"));
   }
   if (ask_guest && vm_ != nullptr && !ended_.is_set()) {
-    auto quit = vm_->Quit();
+    const std::shared_ptr<vmm::Vm> vm = vm_;
+    auto quit = vm->Quit();
     const absl::Status status = co_await std::move(quit);
     if (status.ok()) {
       auto wait = ended_.WaitFor(kQuitLimit);
@@ -126,7 +141,8 @@ Co<absl::Status> Machine::EndVm(bool ask_guest) {
     if (found.ok()) supervisor_ = *std::move(found);
   }
   if (supervisor_ != nullptr && !ended_.is_set()) {
-    auto kill = supervisor_->Kill();
+    const std::shared_ptr<SupervisorClient> supervisor = supervisor_;
+    auto kill = supervisor->Kill();
     const absl::Status status = co_await std::move(kill);
     if (!status.ok()) {
       Log(LogLevel::kWarn, "vmm-supervisor did not end its VM",
@@ -151,10 +167,15 @@ Co<absl::Status> Machine::EndVm(bool ask_guest) {
     co_await std::move(wait);
   }
   if (agent_ != nullptr) agent_->Close();
-  requests_->set_vm(nullptr);
-  // What is being prepared finds no VM; it must not mount what is unmounted next.
-  auto drain = requests_->Drain();
-  co_await std::move(drain);
+  requests_->SetVm(nullptr);
+  // What is being prepared finds no VM, and its mounts are best undone before the others. A host
+  // path that hangs must not keep the pod: if it ever comes back, its mount finds no place.
+  auto drain = requests_->Drain(kDrainLimit);
+  const bool drained = co_await std::move(drain);
+  if (!drained) {
+    Log(LogLevel::kWarn, "containers that are still being prepared are left to themselves",
+        {{"sandbox", id_}});
+  }
   vm_.reset();
   supervisor_.reset();
   Forgive(record_->Update([](Record& record) { record.processes.clear(); }));

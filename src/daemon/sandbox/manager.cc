@@ -11,6 +11,7 @@
 #include <set>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "magnetar/blocking.h"
 #include "magnetar/failpoint.h"
@@ -18,6 +19,7 @@
 #include "magnetar/ids.h"
 #include "magnetar/status.h"
 #include "src/daemon/config/log.h"
+#include "src/daemon/sandbox/async.h"
 
 namespace magnetar::daemon {
 namespace {
@@ -44,23 +46,50 @@ absl::Status MakeSandboxDirectory(const std::string& directory, const Record& re
   return status;
 }
 
-std::vector<std::string> Subdirectories(const std::string& path) {
-  std::vector<std::string> names;
+absl::StatusOr<std::vector<std::string>> Subdirectories(const std::string& path) {
   DIR* dir = ::opendir(path.c_str());
-  if (dir == nullptr) return names;
-  while (const dirent* entry = ::readdir(dir)) {
+  if (dir == nullptr) return ErrnoStatus(errno, absl::StrCat("open ", path));
+  const absl::Cleanup close = [dir] { ::closedir(dir); };
+  std::vector<std::string> names;
+  while (true) {
+    errno = 0;
+    const dirent* entry = ::readdir(dir);
+    if (entry == nullptr) break;
     if (entry->d_name[0] == '.') continue;
     struct stat st;
     if (::stat(absl::StrCat(path, "/", entry->d_name).c_str(), &st) == 0 && S_ISDIR(st.st_mode)) {
       names.emplace_back(entry->d_name);
     }
   }
-  ::closedir(dir);
+  if (errno != 0) return ErrnoStatus(errno, absl::StrCat("read ", path));
   return names;
 }
 
-// Runs one operation of every sandbox, side by side, each on its own strand.
-Co<void> ForAll(std::vector<std::shared_ptr<Sandbox>> sandboxes, Co<void> (Sandbox::*operation)()) {
+// The record in a directory that is named after its sandbox. NOT_FOUND and DATA_LOSS: there is
+// none that anybody could use.
+absl::StatusOr<Record> ReadRecordOf(const std::string& name, const std::string& directory) {
+  absl::StatusOr<Record> record = ReadRecord(directory);
+  if (record.ok() && record->id != name) {
+    return absl::DataLossError(absl::StrCat("the record is of sandbox ", record->id));
+  }
+  return record;
+}
+
+// Cut off before its first record or after its last: everything is named after the id, so it can
+// be undone without knowing what was done. Its cgroup is found only in the default parent;
+// another belongs to a pod, whose owner removes it.
+Record UnknownRecord(const std::string& name) {
+  Record unknown;
+  unknown.id = name;
+  unknown.state = "starting";
+  unknown.steps = {Step::kDirectory, Step::kCgroup, Step::kShared, Step::kSupervisor};
+  return unknown;
+}
+
+// Runs one operation of every sandbox, side by side, each on its own strand. Returns when all have
+// ended, or after `limit`: whether all have.
+Co<bool> ForAll(std::vector<std::shared_ptr<Sandbox>> sandboxes, Co<void> (Sandbox::*operation)(),
+                std::chrono::nanoseconds limit) {
   struct Join {
     explicit Join(const asio::any_io_executor& executor) : done(executor) {}
     Event done;
@@ -76,16 +105,19 @@ Co<void> ForAll(std::vector<std::shared_ptr<Sandbox>> sandboxes, Co<void> (Sandb
                      join->done.NotifyAll();
                    }));
   }
-  while (join->left > 0) {
-    auto wait = join->done.Wait();
-    co_await std::move(wait);
-  }
+  auto wait = WaitFor(
+      join->done, [join] { return join->left == 0; }, limit);
+  const bool all = co_await std::move(wait);
+  co_return all;
 }
+
+constexpr std::chrono::hours kNoLimit{24 * 365};
 
 }  // namespace
 
 Co<absl::Status> SandboxManager::Create(PodRequest pod, std::string containerd_namespace) {
   const std::string id = pod.id;
+  if (ending_) co_return absl::UnavailableError("the daemon is ending");
   {
     const std::lock_guard lock(mutex_);
     if (!sandboxes_.emplace(id, nullptr).second) {
@@ -100,7 +132,7 @@ Co<absl::Status> SandboxManager::Create(PodRequest pod, std::string containerd_n
   record.netns_path = pod.netns_path;
   record.runtime_handler = pod.runtime_handler;
   record.cgroup_parent = pod.config.linux().cgroup_parent();
-  record.created_at_ns = RealtimeNs();
+  record.created_at_ns = env_->clock->RealtimeNs();
   auto blocking = RunBlocking(*env_->blocking, [directory, record] {
     absl::Status status;
     if (!record.netns_path.empty()) status = CheckNetns(record.netns_path);
@@ -151,52 +183,60 @@ std::vector<std::shared_ptr<Sandbox>> SandboxManager::All() const {
   return all;
 }
 
-Co<void> SandboxManager::Recover() {
+Co<absl::Status> SandboxManager::Recover() {
   const std::string run_dir = env_->config.run_dir;
-  for (const std::string& name : Subdirectories(run_dir)) {
+  const absl::StatusOr<std::vector<std::string>> names = Subdirectories(run_dir);
+  if (!names.ok()) co_return names.status();
+  for (const std::string& name : *names) {
     const std::string directory = absl::StrCat(run_dir, "/", name);
-    absl::StatusOr<Record> record = ReadRecord(directory);
-    if (absl::IsUnimplemented(record.status())) {
+    absl::StatusOr<Record> record = ReadRecordOf(name, directory);
+    if (absl::IsNotFound(record.status()) || absl::IsDataLoss(record.status())) {
+      if (!ValidateId(name, "sandbox_id").ok()) continue;  // not ours
+      Log(LogLevel::kWarn, "cleaning up a directory without a record",
+          {{"sandbox", name}, {"error", record.status().ToString()}});
+      record = UnknownRecord(name);
+    }
+    if (!record.ok()) {
+      // A newer daemon's, or one that cannot be read now: no reason to end somebody's pod.
       Log(LogLevel::kError, "left alone",
           {{"sandbox", name}, {"error", record.status().ToString()}});
       continue;
     }
-    if (record.ok() && record->id != name) {
-      record = absl::DataLossError(absl::StrCat("the record is of sandbox ", record->id));
-    }
-    if (!record.ok()) {
-      if (!ValidateId(name, "sandbox_id").ok()) continue;  // not ours
-      // Cut off before its first record or after its last: everything is named after
-      // the id, so all of it can be undone without knowing what was done.
-      Log(LogLevel::kWarn, "cleaning up a directory without a record",
-          {{"sandbox", name}, {"error", record.status().ToString()}});
-      Record unknown;
-      unknown.id = name;
-      unknown.state = "starting";
-      unknown.steps = {Step::kDirectory, Step::kShared, Step::kSupervisor};
-      record = std::move(unknown);
-    }
     if (record->uid != 0) env_->uids->Reserve(record->uid);
     Add(std::make_shared<RecordFile>(directory, *std::move(record)));
   }
-  auto all = ForAll(All(), &Sandbox::Recover);
+  auto all = ForAll(All(), &Sandbox::Recover, kNoLimit);
   co_await std::move(all);
+  co_return absl::OkStatus();
 }
 
 Co<void> SandboxManager::RecoverGuests() {
-  auto all = ForAll(All(), &Sandbox::RecoverGuest);
+  auto all = ForAll(All(), &Sandbox::RecoverGuest, kNoLimit);
   co_await std::move(all);
 }
 
-Co<void> SandboxManager::DetachAll() {
-  auto all = ForAll(All(), &Sandbox::Detach);
-  co_await std::move(all);
+Co<void> SandboxManager::DetachAll(std::chrono::nanoseconds limit) {
+  ending_ = true;
+  auto all = ForAll(All(), &Sandbox::Detach, limit);
+  const bool done = co_await std::move(all);
+  if (!done) Log(LogLevel::kWarn, "operations in flight are left to the next daemon");
+}
+
+Co<void> SandboxManager::ShutDownOrphan(std::shared_ptr<Sandbox> sandbox) {
+  Log(LogLevel::kWarn, "containerd does not know this sandbox: shutting it down",
+      {{"sandbox", sandbox->id()}});
+  auto shutdown = asio::co_spawn(sandbox->strand(), sandbox->Shutdown(), asio::use_awaitable);
+  const absl::Status status = co_await std::move(shutdown);
+  if (!status.ok()) {
+    Log(LogLevel::kError, "orphan not shut down",
+        {{"sandbox", sandbox->id()}, {"error", status.ToString()}});
+  }
 }
 
 Co<void> SandboxManager::SweepOrphans() {
   const std::chrono::nanoseconds age = env_->config.containerd.orphan_after;
   if (age.count() == 0) co_return;
-  const int64_t born_before = RealtimeNs() - age.count();
+  const int64_t born_before = env_->clock->RealtimeNs() - age.count();
   std::map<std::string, std::vector<std::shared_ptr<Sandbox>>> by_namespace;
   for (auto& sandbox : All()) {
     const auto now = sandbox->snapshot();
@@ -206,6 +246,14 @@ Co<void> SandboxManager::SweepOrphans() {
       by_namespace[now->containerd_namespace].push_back(sandbox);
   }
   for (const auto& [ns, sandboxes] : by_namespace) {
+    if (ns.empty()) {
+      // Found without a record, and not yet cleaned up: containerd cannot be asked for it.
+      for (const auto& sandbox : sandboxes) {
+        auto shutdown = ShutDownOrphan(sandbox);
+        co_await std::move(shutdown);
+      }
+      continue;
+    }
     auto list = env_->containerd->ListSandboxes(ns);
     absl::StatusOr<std::vector<std::string>> known = co_await std::move(list);
     if (!known.ok()) {
@@ -216,14 +264,8 @@ Co<void> SandboxManager::SweepOrphans() {
     const std::set<std::string> ids(known->begin(), known->end());
     for (const auto& sandbox : sandboxes) {
       if (ids.count(sandbox->id()) != 0) continue;
-      Log(LogLevel::kWarn, "containerd does not know this sandbox: shutting it down",
-          {{"sandbox", sandbox->id()}});
-      auto shutdown = asio::co_spawn(sandbox->strand(), sandbox->Shutdown(), asio::use_awaitable);
-      const absl::Status status = co_await std::move(shutdown);
-      if (!status.ok()) {
-        Log(LogLevel::kError, "orphan not shut down",
-            {{"sandbox", sandbox->id()}, {"error", status.ToString()}});
-      }
+      auto shutdown = ShutDownOrphan(sandbox);
+      co_await std::move(shutdown);
     }
   }
 }

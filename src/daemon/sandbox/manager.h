@@ -1,5 +1,7 @@
 #pragma once
 
+#include <atomic>
+#include <chrono>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -29,19 +31,25 @@ class SandboxManager {
   // Finds the sandboxes of earlier daemons in the run directory. Afterwards every RPC can be
   // answered; RecoverGuests then talks to the guests and returns when all have answered or
   // have been killed.
-  Co<void> Recover();
+  // What cannot be read now is left alone. An error: the run directory cannot be read.
+  Co<absl::Status> Recover();
   Co<void> RecoverGuests();
 
-  // Shuts down what containerd, answering, does not know, if it is old enough.
+  // Shuts down what containerd, answering, does not know, if it is old enough, and what belongs
+  // to none of its namespaces.
   Co<void> SweepOrphans();
 
-  // At the daemon's end: answers every wait and gives up starts in flight.
-  Co<void> DetachAll();
+  // At the daemon's end: refuses Create and Start with UNAVAILABLE from now on, answers every
+  // wait and gives up starts in flight. Returns when no operation is in flight, but after
+  // `limit` in any case: what is cut off is found again by its record.
+  Co<void> DetachAll(std::chrono::nanoseconds limit);
 
  private:
   std::shared_ptr<Sandbox> Add(std::shared_ptr<RecordFile> record);
+  Co<void> ShutDownOrphan(std::shared_ptr<Sandbox> sandbox);
 
   const Environment* env_;
+  std::atomic<bool> ending_{false};
   mutable std::mutex mutex_;
   // nullptr: an id whose Create is under way.
   std::map<std::string, std::shared_ptr<Sandbox>> sandboxes_;

@@ -15,14 +15,14 @@ using ::testing::IsEmpty;
 class ManagerTest : public testing::Test {
  protected:
   void Recover() {
-    auto both = [](SandboxManager* manager) -> Co<bool> {
+    auto both = [](SandboxManager* manager) -> Co<absl::Status> {
       auto first = manager->Recover();
-      co_await std::move(first);
+      const absl::Status status = co_await std::move(first);
       auto second = manager->RecoverGuests();
       co_await std::move(second);
-      co_return true;
+      co_return status;
     };
-    world_.Await(both(&world_.manager()));
+    EXPECT_TRUE(world_.Await(both(&world_.manager())).ok());
   }
   void Sweep() {
     auto sweep = [](SandboxManager* manager) -> Co<bool> {
@@ -83,21 +83,69 @@ TEST_F(ManagerTest, AVmThatDiedMeanwhileIsNotReady) {
   EXPECT_THAT(world_.Residues(), IsEmpty());
 }
 
-TEST_F(ManagerTest, AStartThatWasCutOffIsUndone) {
-  for (const char* step : {"cgroup.create", "network.attach", "supervisor.ready", "agent.setup"}) {
-    const std::string id = std::string("a-") + step[0];
-    ASSERT_TRUE(world_.Create(id).ok());
-    auto sandbox = world_.Get(id);
-    world_.HangGuest(true);
-    (void)world_.Begin(sandbox, sandbox->Start());
-    world_.WaitFor("supervisor.launch");
-    sandbox.reset();
-    world_.Restart();
-    world_.HangGuest(false);
-    Recover();
-    EXPECT_TRUE(absl::IsNotFound(world_.manager().Find(id).status()));
-    EXPECT_THAT(world_.Residues(), IsEmpty());
-  }
+class CutOffTest : public ManagerTest, public testing::WithParamInterface<const char*> {};
+
+// The daemon dies while this call is under way.
+TEST_P(CutOffTest, AStartIsUndone) {
+  ASSERT_TRUE(world_.Create("a").ok());
+  auto sandbox = world_.Get("a");
+  world_.Hold(GetParam());
+  (void)world_.Begin(sandbox, sandbox->Start());
+  world_.WaitFor(GetParam());
+  sandbox.reset();
+  world_.Restart();
+  Recover();
+  EXPECT_TRUE(absl::IsNotFound(world_.manager().Find("a").status()));
+  EXPECT_THAT(world_.Residues(), IsEmpty());
+}
+
+INSTANTIATE_TEST_SUITE_P(EveryStep, CutOffTest,
+                         testing::Values("cgroup.create", "network.attach", "shared.make",
+                                         "supervisor.launch", "supervisor.ready", "agent.setup"));
+
+// A daemon that has just come, before it has talked to the guest.
+TEST_F(ManagerTest, AStopAsksAGuestThatIsNotConnected) {
+  Start("a");
+  world_.Restart();
+  EXPECT_TRUE(world_.Await(world_.manager().Recover()).ok());
+  auto sandbox = world_.Get("a");
+  EXPECT_TRUE(world_.Await(sandbox, sandbox->Stop()).ok());
+  EXPECT_EQ(world_.Count("agent.shutdown"), 1);
+}
+
+TEST_F(ManagerTest, ARecordThatCannotBeReadNowEndsNoPod) {
+  Start("a");
+  const std::string file = world_.Directory("a") + "/sandbox.json";
+  const std::string record = ReadFile(file).value();
+  world_.Restart();
+  // Longer than what is read.
+  ASSERT_TRUE(WriteFileAtomically(file, std::string(5 << 20, ' ')).ok());
+  Recover();
+  EXPECT_TRUE(absl::IsNotFound(world_.manager().Find("a").status()));
+  EXPECT_EQ(world_.Count("supervisor.kill"), 0);
+  EXPECT_EQ(world_.Residues().size(), 4u);
+  world_.Restart();
+  ASSERT_TRUE(WriteFileAtomically(file, record).ok());
+  Recover();
+  EXPECT_EQ(State("a"), SandboxState::kReady);
+}
+
+TEST_F(ManagerTest, ARunDirectoryThatCannotBeReadIsNoEmptyOne) {
+  world_.env().config.run_dir = "/nonexistent";
+  EXPECT_FALSE(world_.Await(world_.manager().Recover()).ok());
+}
+
+TEST_F(ManagerTest, ACleanupWithoutARecordIsTriedAgain) {
+  ASSERT_TRUE(MakeDirectories(world_.Directory("a") + "/vmm").ok());
+  world_.env().config.containerd.orphan_after = std::chrono::seconds(60);
+  world_.Fail("cgroup.remove", absl::InternalError("busy"));
+  Recover();
+  EXPECT_EQ(State("a"), SandboxState::kNotReady);
+  world_.Heal();
+  // Nobody could be asked for it.
+  world_.containerd.failure = absl::UnavailableError("away");
+  Sweep();
+  EXPECT_TRUE(absl::IsNotFound(world_.manager().Find("a").status()));
 }
 
 TEST_F(ManagerTest, ASandboxThatWasOnlyCreatedCanStillBeStarted) {
@@ -154,8 +202,7 @@ TEST_F(ManagerTest, OrphansGoOnlyWhenContainerdSaysSo) {
   world_.containerd.sandboxes = {"a"};
   Sweep();  // too young
   EXPECT_EQ(State("b"), SandboxState::kReady);
-  world_.env().config.containerd.orphan_after = std::chrono::seconds(1);
-  std::this_thread::sleep_for(std::chrono::milliseconds(1100));
+  world_.Advance(std::chrono::seconds(61));
   world_.containerd.failure = absl::UnavailableError("away");
   Sweep();
   EXPECT_EQ(State("b"), SandboxState::kReady);

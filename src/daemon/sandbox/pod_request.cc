@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/match.h"
@@ -28,6 +29,10 @@ using runtime::v1::LinuxContainerResources;
 using runtime::v1::NamespaceOption;
 
 constexpr uint64_t kMebibyte = 1 << 20;
+// It is kept in the record, which a later daemon must be able to read.
+constexpr size_t kMaxPodConfigBytes = 1 << 20;
+// The VMM's own memory and its helpers'.
+constexpr uint64_t kVmmBytes = 256 * kMebibyte;
 // The longest name of a socket in a sandbox's directory, with one byte more than
 // it has: containerd's streaming dials "//dir/...".
 constexpr std::string_view kLongestSocket = "/vmm/virtiofs.sock ";
@@ -65,6 +70,37 @@ absl::Status CheckWord(absl::string_view word, absl::string_view field) {
   return absl::OkStatus();
 }
 
+// What a machine can have; nothing that is computed from it overflows.
+struct ResourceRange {
+  const char* name;
+  int64_t (LinuxContainerResources::*get)() const;
+  void (LinuxContainerResources::*set)(int64_t);
+  int64_t least;
+  int64_t most;
+};
+
+constexpr ResourceRange kResourceRanges[] = {
+    {"cpu_period", &LinuxContainerResources::cpu_period, &LinuxContainerResources::set_cpu_period,
+     0, int64_t{1} << 40},
+    // -1: none.
+    {"cpu_quota", &LinuxContainerResources::cpu_quota, &LinuxContainerResources::set_cpu_quota, -1,
+     int64_t{1} << 40},
+    {"cpu_shares", &LinuxContainerResources::cpu_shares, &LinuxContainerResources::set_cpu_shares,
+     0, int64_t{1} << 40},
+    {"memory_limit_in_bytes", &LinuxContainerResources::memory_limit_in_bytes,
+     &LinuxContainerResources::set_memory_limit_in_bytes, -1, int64_t{1} << 46},
+};
+
+absl::Status CheckResources(const LinuxContainerResources& resources, absl::string_view field) {
+  for (const ResourceRange& range : kResourceRanges) {
+    const int64_t value = (resources.*range.get)();
+    if (value >= range.least && value <= range.most) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        field, ".", range.name, ": ", value, " is not between ", range.least, " and ", range.most));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckConfig(const runtime::v1::PodSandboxConfig& config) {
   MAGNETAR_RETURN_IF_ERROR(CheckNamespaces(config.linux().security_context().namespace_options()));
   MAGNETAR_RETURN_IF_ERROR(CheckWord(config.hostname(), "hostname"));
@@ -80,6 +116,8 @@ absl::Status CheckConfig(const runtime::v1::PodSandboxConfig& config) {
   for (const auto& s : config.dns_config().options()) {
     MAGNETAR_RETURN_IF_ERROR(CheckWord(s, "dns_config.options"));
   }
+  MAGNETAR_RETURN_IF_ERROR(CheckResources(config.linux().resources(), "linux.resources"));
+  MAGNETAR_RETURN_IF_ERROR(CheckResources(config.linux().overhead(), "linux.overhead"));
   const std::string& parent = config.linux().cgroup_parent();
   MAGNETAR_RETURN_IF_ERROR(CheckWord(parent, "linux.cgroup_parent"));
   for (const absl::string_view part : absl::StrSplit(parent, '/')) {
@@ -90,15 +128,21 @@ absl::Status CheckConfig(const runtime::v1::PodSandboxConfig& config) {
   return absl::OkStatus();
 }
 
-void ReadResources(const nlohmann::json& json, LinuxContainerResources* out) {
-  auto number = [&](const char* key, auto setter) {
-    const auto it = json.find(key);
-    if (it != json.end() && it->is_number_integer()) (out->*setter)(it->get<int64_t>());
-  };
-  number("cpu_period", &LinuxContainerResources::set_cpu_period);
-  number("cpu_quota", &LinuxContainerResources::set_cpu_quota);
-  number("cpu_shares", &LinuxContainerResources::set_cpu_shares);
-  number("memory_limit_in_bytes", &LinuxContainerResources::set_memory_limit_in_bytes);
+absl::Status ReadResources(const nlohmann::json& json, absl::string_view field,
+                           LinuxContainerResources* out) {
+  for (const ResourceRange& range : kResourceRanges) {
+    const auto it = json.find(range.name);
+    if (it == json.end() || it->is_null()) continue;
+    const bool fits = it->is_number_integer() &&
+                      (!it->is_number_unsigned() ||
+                       it->get<uint64_t>() <= uint64_t{std::numeric_limits<int64_t>::max()});
+    if (!fits) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(field, ".", range.name, ": is no integer of 64 bits"));
+    }
+    (out->*range.set)(it->get<int64_t>());
+  }
+  return CheckResources(*out, field);
 }
 
 }  // namespace
@@ -119,6 +163,10 @@ absl::StatusOr<PodRequest> ParseCreate(
   if (has_options && !absl::EndsWith(request.options().type_url(), "runtime.v1.PodSandboxConfig")) {
     return absl::InvalidArgumentError(absl::StrCat("options: is a \"", request.options().type_url(),
                                                    "\", not a runtime.v1.PodSandboxConfig"));
+  }
+  if (request.options().value().size() > kMaxPodConfigBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("options: PodSandboxConfig is longer than ", kMaxPodConfigBytes, " bytes"));
   }
   if (!pod.config.ParseFromString(request.options().value())) {
     return absl::InvalidArgumentError("options: PodSandboxConfig does not parse");
@@ -162,7 +210,6 @@ absl::Status CheckNetns(const std::string& path) {
 
 MachineSize SizeOf(const runtime::v1::PodSandboxConfig& pod, const Config& config) {
   const LinuxContainerResources& r = pod.linux().resources();
-  const LinuxContainerResources& overhead = pod.linux().overhead();
   MachineSize size;
   size.vcpus = config.vm.vcpus;
   if (r.cpu_quota() > 0 && r.cpu_period() > 0) {
@@ -171,11 +218,7 @@ MachineSize SizeOf(const runtime::v1::PodSandboxConfig& pod, const Config& confi
   }
   uint64_t memory = config.vm.memory_mib * kMebibyte;
   if (r.memory_limit_in_bytes() > 0) {
-    memory = static_cast<uint64_t>(r.memory_limit_in_bytes());
-    // The pod's own overhead, where its RuntimeClass tells one, else ours.
-    memory += overhead.memory_limit_in_bytes() > 0
-                  ? static_cast<uint64_t>(overhead.memory_limit_in_bytes())
-                  : config.vm.overhead_mib * kMebibyte;
+    memory = static_cast<uint64_t>(r.memory_limit_in_bytes()) + config.vm.overhead_mib * kMebibyte;
     // Less does not boot.
     memory = std::max(memory, 128 * kMebibyte);
   }
@@ -185,15 +228,17 @@ MachineSize SizeOf(const runtime::v1::PodSandboxConfig& pod, const Config& confi
 }
 
 SandboxLimits LimitsOf(const LinuxContainerResources& resources,
-                       const LinuxContainerResources& overhead, const Config& config) {
+                       const LinuxContainerResources& overhead, uint64_t vm_memory_bytes,
+                       const Config& config) {
   SandboxLimits limits;
   if (resources.memory_limit_in_bytes() > 0) {
     // Around the guest's memory there is the VMM's own.
     const uint64_t extra = std::max<uint64_t>(
         static_cast<uint64_t>(std::max<int64_t>(overhead.memory_limit_in_bytes(), 0)),
         config.vm.overhead_mib * kMebibyte);
-    limits.memory_bytes =
-        static_cast<uint64_t>(resources.memory_limit_in_bytes()) + extra + 256 * kMebibyte;
+    limits.memory_bytes = std::max(static_cast<uint64_t>(resources.memory_limit_in_bytes()) + extra,
+                                   vm_memory_bytes) +
+                          kVmmBytes;
   }
   limits.cpu_shares = static_cast<uint64_t>(std::max<int64_t>(resources.cpu_shares(), 0) +
                                             std::max<int64_t>(overhead.cpu_shares(), 0));
@@ -238,12 +283,16 @@ absl::StatusOr<UpdatedResources> ParseUpdatedResources(const std::string& text) 
   if (!json.is_object()) {
     return absl::InvalidArgumentError("extensions[updated-resources]: is no JSON object");
   }
-  UpdatedResources updated;
-  if (json.contains("Overhead") && json["Overhead"].is_object()) {
-    ReadResources(json["Overhead"], &updated.overhead);
+  // Without them every limit would be lifted.
+  const auto resources = json.find("Resources");
+  if (resources == json.end() || !resources->is_object()) {
+    return absl::InvalidArgumentError("extensions[updated-resources]: has no Resources");
   }
-  if (json.contains("Resources") && json["Resources"].is_object()) {
-    ReadResources(json["Resources"], &updated.resources);
+  UpdatedResources updated;
+  MAGNETAR_RETURN_IF_ERROR(ReadResources(*resources, "Resources", &updated.resources));
+  const auto overhead = json.find("Overhead");
+  if (overhead != json.end() && overhead->is_object()) {
+    MAGNETAR_RETURN_IF_ERROR(ReadResources(*overhead, "Overhead", &updated.overhead));
   }
   return updated;
 }

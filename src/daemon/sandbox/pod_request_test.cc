@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "src/daemon/sandbox/status_info.h"
@@ -10,6 +11,7 @@
 namespace magnetar::daemon {
 namespace {
 
+using runtime::v1::LinuxContainerResources;
 using ::testing::HasSubstr;
 namespace api = containerd::services::sandbox::v1;
 
@@ -126,9 +128,48 @@ TEST(PodRequestTest, SizeFollowsTheLimits) {
   EXPECT_EQ(SizeOf(pod, config).vcpus, 3u);
   EXPECT_EQ(SizeOf(pod, config).memory_bytes, (300u + config.vm.overhead_mib) << 20);
   pod.mutable_linux()->mutable_overhead()->set_memory_limit_in_bytes(100 << 20);
-  EXPECT_EQ(SizeOf(pod, config).memory_bytes, 400u << 20);
+  // A RuntimeClass's overhead is for guest and VMM together.
+  EXPECT_EQ(SizeOf(pod, config).memory_bytes, (300u + config.vm.overhead_mib) << 20);
   r->set_memory_limit_in_bytes(1);
   EXPECT_GE(SizeOf(pod, config).memory_bytes, 128u << 20);
+}
+
+TEST(PodRequestTest, RefusesResourcesThatNoMachineHas) {
+  constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+  runtime::v1::PodSandboxConfig config;
+  config.mutable_linux()->mutable_resources()->set_memory_limit_in_bytes(kMost);
+  EXPECT_THAT(Error(Request(config)), HasSubstr("linux.resources.memory_limit_in_bytes"));
+  config.Clear();
+  config.mutable_linux()->mutable_resources()->set_cpu_quota(kMost);
+  EXPECT_THAT(Error(Request(config)), HasSubstr("linux.resources.cpu_quota"));
+  config.Clear();
+  config.mutable_linux()->mutable_resources()->set_cpu_period(-5);
+  EXPECT_THAT(Error(Request(config)), HasSubstr("linux.resources.cpu_period"));
+  config.Clear();
+  config.mutable_linux()->mutable_overhead()->set_cpu_shares(kMost);
+  EXPECT_THAT(Error(Request(config)), HasSubstr("linux.overhead.cpu_shares"));
+  config.Clear();
+  config.mutable_linux()->mutable_resources()->set_cpu_quota(-1);
+  EXPECT_TRUE(ParseCreate(Request(config), "/run/x").ok());
+}
+
+TEST(PodRequestTest, RefusesAConfigurationThatNoRecordHolds) {
+  runtime::v1::PodSandboxConfig config;
+  (*config.mutable_annotations())["a"] = std::string(1 << 20, 'x');
+  EXPECT_THAT(Error(Request(config)), HasSubstr("options: PodSandboxConfig is longer"));
+  (*config.mutable_annotations())["a"] = std::string(900 << 10, 'x');
+  EXPECT_TRUE(ParseCreate(Request(config), "/run/x").ok());
+}
+
+TEST(PodRequestTest, TheCgroupHasRoomForTheVm) {
+  const Config config;
+  LinuxContainerResources resources;
+  EXPECT_EQ(LimitsOf(resources, {}, 512u << 20, config).memory_bytes, 0u);
+  resources.set_memory_limit_in_bytes(300 << 20);
+  EXPECT_EQ(LimitsOf(resources, {}, 364u << 20, config).memory_bytes,
+            (300u + config.vm.overhead_mib + 256u) << 20);
+  resources.set_memory_limit_in_bytes(10 << 20);
+  EXPECT_EQ(LimitsOf(resources, {}, 364u << 20, config).memory_bytes, (364u + 256u) << 20);
 }
 
 TEST(PodRequestTest, Files) {
@@ -150,7 +191,13 @@ TEST(PodRequestTest, UpdatedResources) {
   ASSERT_TRUE(updated.ok());
   EXPECT_EQ(updated->resources.cpu_shares(), 512);
   EXPECT_EQ(updated->resources.memory_limit_in_bytes(), 1048576);
-  EXPECT_FALSE(ParseUpdatedResources("[").ok());
+  for (const char* json :
+       {"[", "{}", R"({"Resources":null})", R"({"Resources":{"cpu_quota":9223372036854775807}})",
+        R"({"Resources":{"cpu_quota":18446744073709551615}})",
+        R"({"Resources":{"memory_limit_in_bytes":"1Gi"}})",
+        R"({"Resources":{},"Overhead":{"cpu_shares":-1}})"}) {
+    EXPECT_TRUE(absl::IsInvalidArgument(ParseUpdatedResources(json).status())) << json;
+  }
 }
 
 TEST(StatusInfoTest, IsAlwaysJson) {

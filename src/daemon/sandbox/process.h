@@ -8,8 +8,8 @@
 
 namespace magnetar::daemon {
 
-// SIGKILLs each that still runs, one after the other, and blocks until it is gone.
-// DEADLINE_EXCEEDED names one that does not go.
+// SIGKILLs each that still runs, and blocks until all are gone. One that cannot be ended does
+// not save the others; DEADLINE_EXCEEDED names the first that does not go.
 absl::Status KillAndWait(const std::vector<RecordedProcess>& processes,
                          std::chrono::milliseconds timeout);
 

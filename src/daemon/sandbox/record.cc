@@ -64,6 +64,8 @@ Record FromJson(const json& j) {
   Get(j, "runtime_handler", &r.runtime_handler);
   Get(j, "cgroup_parent", &r.cgroup_parent);
   Get(j, "vmm", &r.vmm);
+  Get(j, "agent_protocol", &r.agent_protocol);
+  Get(j, "agent_features", &r.agent_features);
   Get(j, "uid", &r.uid);
   Get(j, "vcpus", &r.vcpus);
   Get(j, "memory_bytes", &r.memory_bytes);
@@ -134,6 +136,8 @@ std::string RecordToJson(const Record& r) {
                   {"runtime_handler", r.runtime_handler},
                   {"cgroup_parent", r.cgroup_parent},
                   {"vmm", r.vmm},
+                  {"agent_protocol", r.agent_protocol},
+                  {"agent_features", r.agent_features},
                   {"uid", r.uid},
                   {"vcpus", r.vcpus},
                   {"memory_bytes", r.memory_bytes},

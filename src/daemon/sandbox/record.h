@@ -56,6 +56,9 @@ struct Record {
   std::string runtime_handler;
   std::string cgroup_parent;
   std::string vmm;  // "qemu"
+  // Hello's of the agent, which outlives daemons.
+  uint32_t agent_protocol = 0;
+  std::vector<std::string> agent_features;
   uint32_t uid = 0;
   uint32_t vcpus = 0;
   uint64_t memory_bytes = 0;

@@ -19,6 +19,8 @@ Record Sample() {
   record.netns_path = "/var/run/netns/x";
   record.cgroup_parent = "/kubepods/pod1";
   record.vmm = "qemu";
+  record.agent_protocol = 1;
+  record.agent_features = {"x"};
   record.uid = 1900000001;
   record.vcpus = 2;
   record.memory_bytes = 512 << 20;
@@ -39,6 +41,8 @@ TEST(RecordTest, RoundTrip) {
   EXPECT_EQ(after->pod_config, before.pod_config);
   EXPECT_EQ(after->created_at_ns, before.created_at_ns);
   EXPECT_EQ(after->steps, before.steps);
+  EXPECT_EQ(after->agent_protocol, 1u);
+  EXPECT_EQ(after->agent_features, before.agent_features);
   ASSERT_EQ(after->processes.size(), 1u);
   EXPECT_EQ(after->processes[0].identity, before.processes[0].identity);
   EXPECT_TRUE(after->processes[0].vmm);

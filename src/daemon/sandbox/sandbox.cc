@@ -111,6 +111,7 @@ Co<absl::StatusOr<SandboxSnapshot>> Sandbox::Start() {
     co_return absl::FailedPreconditionError(absl::StrCat(
         "sandbox ", id_, " is ", std::string(SandboxStateName(state_)), ", not created"));
   }
+  if (detached_) co_return absl::UnavailableError("the daemon is ending");
   const auto begin = std::chrono::steady_clock::now();
   Log(LogLevel::kInfo, "starting", {{"sandbox", id_}});
   machine_->OnExit([weak = weak_from_this()](const supervisor::v1::ExitRecord& exit) {
@@ -131,9 +132,9 @@ Co<absl::StatusOr<SandboxSnapshot>> Sandbox::Start() {
     status = absl::FailedPreconditionError("the VM ended while it was starting");
   }
   if (status.ok()) {
-    status = record_->Update([](Record& record) {
+    status = record_->Update([this](Record& record) {
       record.state = "ready";
-      record.started_at_ns = RealtimeNs();
+      record.started_at_ns = env_->clock->RealtimeNs();
     });
   }
   if (!status.ok()) {
@@ -163,6 +164,10 @@ void Sandbox::CancelStart() {
 Co<absl::Status> Sandbox::Forget() {
   auto tear_down = machine_->TearDown(/*ask_guest=*/state_ == SandboxState::kReady);
   absl::Status status = co_await std::move(tear_down);
+  // Whoever waits is told when it ended, also of one that never was ready.
+  (void)record_->Update([this](Record& record) {
+    if (record.exited_at_ns == 0) record.exited_at_ns = env_->clock->RealtimeNs();
+  });
   if (status.ok()) status = Failpoint("forget.directory");
   if (status.ok()) {
     auto remove = RunBlocking(
@@ -207,9 +212,9 @@ Co<absl::Status> Sandbox::StopLocked() {
   const std::vector<Step> left = record_->Get().steps;
   const bool runs = std::find(left.begin(), left.end(), Step::kSupervisor) != left.end();
   if (runs) co_return Annotate(status, "the VM could not be ended");
-  (void)record_->Update([](Record& record) {
+  (void)record_->Update([this](Record& record) {
     record.state = "notready";
-    if (record.exited_at_ns == 0) record.exited_at_ns = RealtimeNs();
+    if (record.exited_at_ns == 0) record.exited_at_ns = env_->clock->RealtimeNs();
   });
   Publish(SandboxState::kNotReady);
   AnswerWaits();
@@ -236,10 +241,17 @@ Co<absl::Status> Sandbox::Shutdown() {
 void Sandbox::OnExit(const supervisor::v1::ExitRecord& exit) {
   (void)record_->Update([&](Record& record) {
     record.exit_status = exit.status();
-    record.exited_at_ns = exit.exited_at_ns() != 0 ? exit.exited_at_ns() : RealtimeNs();
+    record.exited_at_ns =
+        exit.exited_at_ns() != 0 ? exit.exited_at_ns() : env_->clock->RealtimeNs();
     record.exit_reason = exit.reason();
     if (record.state == "ready") record.state = "notready";
   });
+  if (state_ == SandboxState::kStopping) {
+    // What is left to be taken down may take its time; the VM's end is known now.
+    Publish(state_);
+    AnswerWaits();
+    return;
+  }
   if (state_ != SandboxState::kReady) return;  // whoever is at work tells the end
   Log(LogLevel::kWarn, "the VM ended",
       {{"sandbox", id_}, {"status", absl::StrCat(exit.status())}, {"reason", exit.reason()}});
@@ -266,8 +278,20 @@ uint64_t Sandbox::AddWait(WaitHandler handler) {
     return id;
   }
   waits_.emplace(id, std::move(handler));
-  if (state_ == SandboxState::kNotReady || state_ == SandboxState::kGone) AnswerWaits();
+  if (Over()) AnswerWaits();
   return id;
+}
+
+bool Sandbox::Over() const {
+  switch (state_) {
+    case SandboxState::kNotReady:
+    case SandboxState::kGone:
+      return true;
+    case SandboxState::kStopping:
+      return snapshot()->exited_at_ns != 0;
+    default:
+      return false;
+  }
 }
 
 void Sandbox::CancelWait(uint64_t wait) {
@@ -313,7 +337,8 @@ Co<absl::Status> Sandbox::Update(UpdatedResources resources) {
   }
   const Record now = record_->Get();
   if (state_ != SandboxState::kReady) co_return absl::OkStatus();
-  const SandboxLimits limits = LimitsOf(resources.resources, resources.overhead, env_->config);
+  const SandboxLimits limits =
+      LimitsOf(resources.resources, resources.overhead, now.memory_bytes, env_->config);
   auto blocking = RunBlocking(*env_->blocking, [env = env_, now, limits] {
     return env->cgroups->Update(now.cgroup_parent, now.id, limits);
   });
@@ -368,6 +393,7 @@ Co<void> Sandbox::RecoverGuest() {
   // Its socket must be gone before containerd dials it.
   auto lock = operation_.Lock();
   const AsyncMutex::Guard guard = co_await std::move(lock);
+  if (state_ == SandboxState::kGone) co_return;
   auto stop = StopLocked();
   (void)co_await std::move(stop);
 }

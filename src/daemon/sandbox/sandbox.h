@@ -81,7 +81,8 @@ class Sandbox : public std::enable_shared_from_this<Sandbox> {
   // The second half: talks to the guest, and kills one that does not answer.
   Co<void> RecoverGuest();
 
-  // At the daemon's end: a Start in flight is given up, every wait answered.
+  // At the daemon's end: a Start in flight is given up and none begins any more, every wait is
+  // answered. Returns when no operation is in flight.
   Co<void> Detach();
 
   // Called on the strand once the sandbox is gone, before its last operation returns.
@@ -90,6 +91,8 @@ class Sandbox : public std::enable_shared_from_this<Sandbox> {
  private:
   void Publish(SandboxState state);
   void OnExit(const supervisor::v1::ExitRecord& exit);
+  // No VM runs, or will run, and the snapshot tells its end.
+  bool Over() const;
   void AnswerWaits();
   Co<void> ClearResidues();
   Co<absl::Status> StopLocked();

@@ -156,6 +156,96 @@ TEST_F(SandboxTest, AStartWhoseCallerGoesIsUndone) {
   ExpectGone("a");
 }
 
+struct Cut {
+  const char* held;
+  const char* next;
+};
+
+class StartCutTest : public SandboxTest, public testing::WithParamInterface<Cut> {};
+
+// A start whose caller has gone goes no further than the step that it was at.
+TEST_P(StartCutTest, GoesNoFurther) {
+  ASSERT_TRUE(world_.Create("a").ok());
+  auto sandbox = world_.Get("a");
+  world_.Hold(GetParam().held);
+  auto start = world_.Begin(sandbox, sandbox->Start());
+  world_.WaitFor(GetParam().held);
+  auto cancel = [](std::shared_ptr<Sandbox> s) -> Co<bool> {
+    s->CancelStart();
+    co_return true;
+  };
+  world_.Await(sandbox, cancel(sandbox));
+  world_.Release();
+  EXPECT_TRUE(absl::IsCancelled(start.get().status()));
+  EXPECT_EQ(world_.Count(GetParam().next), 0);
+  ExpectGone("a");
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    EveryStep, StartCutTest,
+    testing::Values(Cut{"cgroup.create", "network.attach"}, Cut{"network.attach", "shared.make"},
+                    Cut{"shared.make", "driver.plan"}, Cut{"supervisor.launch", "supervisor.ready"},
+                    Cut{"supervisor.ready", "driver.attach"}, Cut{"agent.setup", "agent.list"}));
+
+// The netns may be tied to another pod's VM, which is why it was refused.
+TEST_F(SandboxTest, AnAttachThatFailedIsNotUndone) {
+  ASSERT_TRUE(world_.Create("a").ok());
+  auto sandbox = world_.Get("a");
+  world_.Fail("network.attach", absl::FailedPreconditionError("tied to a living VM already"));
+  EXPECT_TRUE(absl::IsFailedPrecondition(world_.Await(sandbox, sandbox->Start()).status()));
+  EXPECT_EQ(world_.Count("network.detach"), 0);
+  ExpectGone("a");
+}
+
+TEST_F(SandboxTest, ProcessesAreKnownBeforeTheGuestIsReady) {
+  ASSERT_TRUE(world_.Create("a").ok());
+  auto sandbox = world_.Get("a");
+  world_.Hold("supervisor.ready");
+  auto start = world_.Begin(sandbox, sandbox->Start());
+  world_.WaitFor("supervisor.ready");
+  EXPECT_FALSE(ReadRecord(world_.Directory("a"))->processes.empty());
+  EXPECT_NE(ReadRecord(world_.Directory("a"))->vmm_pid, 0u);
+  world_.Release();
+  EXPECT_TRUE(start.get().ok());
+}
+
+TEST_F(SandboxTest, AUidIsGivenBackOnce) {
+  auto sandbox = Started("a");
+  EXPECT_NE(sandbox->record().uid, 0u);
+  ASSERT_TRUE(world_.Await(sandbox, sandbox->Stop()).ok());
+  EXPECT_EQ(ReadRecord(world_.Directory("a"))->uid, 0u);
+  auto other = Started("b");
+  ASSERT_TRUE(world_.Await(sandbox, sandbox->Shutdown()).ok());
+  // The one that the other has now is still its own.
+  EXPECT_NE(Started("c")->record().uid, other->record().uid);
+}
+
+TEST_F(SandboxTest, AWaitIsAnsweredOnceTheVmIsDead) {
+  auto sandbox = Started("a");
+  auto exit = Wait(sandbox);
+  world_.Hold("network.detach");
+  auto stop = world_.Begin(sandbox, sandbox->Stop());
+  EXPECT_TRUE(exit.get().ok());
+  // One that comes now, too.
+  const auto late = Wait(sandbox).get();
+  ASSERT_TRUE(late.ok());
+  EXPECT_NE(late->exited_at_ns, 0);
+  EXPECT_EQ(sandbox->snapshot()->state, SandboxState::kStopping);
+  world_.Release();
+  EXPECT_TRUE(stop.get().ok());
+}
+
+TEST_F(SandboxTest, AWaitForAFailedStartTellsATime) {
+  ASSERT_TRUE(world_.Create("a").ok());
+  auto sandbox = world_.Get("a");
+  auto exit = Wait(sandbox);
+  world_.Fail("driver.plan", absl::InternalError("as told"));
+  EXPECT_FALSE(world_.Await(sandbox, sandbox->Start()).ok());
+  const auto told = exit.get();
+  ASSERT_TRUE(told.ok());
+  EXPECT_NE(told->exited_at_ns, 0);
+}
+
 TEST_F(SandboxTest, AVmThatDiesWhileStartingFailsTheStart) {
   ASSERT_TRUE(world_.Create("a").ok());
   auto sandbox = world_.Get("a");
@@ -209,7 +299,7 @@ TEST_F(SandboxTest, AWaitIsUnavailableWhenTheDaemonEnds) {
   auto sandbox = Started("a");
   auto exit = Wait(sandbox);
   auto detach = [](SandboxManager* manager) -> Co<bool> {
-    auto all = manager->DetachAll();
+    auto all = manager->DetachAll(std::chrono::seconds(60));
     co_await std::move(all);
     co_return true;
   };
@@ -217,6 +307,36 @@ TEST_F(SandboxTest, AWaitIsUnavailableWhenTheDaemonEnds) {
   EXPECT_TRUE(absl::IsUnavailable(exit.get().status()));
   EXPECT_EQ(sandbox->snapshot()->state, SandboxState::kReady);
   EXPECT_EQ(world_.Count("supervisor.kill"), 0);
+  // What comes in between gets no other answer.
+  EXPECT_TRUE(absl::IsUnavailable(world_.Create("b")));
+  EXPECT_TRUE(absl::IsUnavailable(Wait(sandbox).get().status()));
+}
+
+TEST_F(SandboxTest, TheDaemonsEndDoesNotWaitForLong) {
+  ASSERT_TRUE(world_.Create("a").ok());
+  ASSERT_TRUE(world_.Create("b").ok());
+  auto sandbox = world_.Get("a");
+  world_.Hold("cgroup.create");
+  auto start = world_.Begin(sandbox, sandbox->Start());
+  world_.WaitFor("cgroup.create");
+  auto detach = [](SandboxManager* manager) -> Co<bool> {
+    auto all = manager->DetachAll(std::chrono::milliseconds(10));
+    co_await std::move(all);
+    co_return true;
+  };
+  world_.Await(detach(&world_.manager()));
+  auto other = world_.Get("b");
+  EXPECT_TRUE(absl::IsUnavailable(world_.Await(other, other->Start()).status()));
+  world_.Release();
+  EXPECT_TRUE(absl::IsCancelled(start.get().status()));
+}
+
+TEST_F(SandboxTest, UpdateNeverTakesTheVmsOwnMemory) {
+  auto sandbox = Started("a");
+  UpdatedResources resources;
+  resources.resources.set_memory_limit_in_bytes(1 << 20);
+  EXPECT_TRUE(world_.Await(sandbox, sandbox->Update(resources)).ok());
+  EXPECT_GE(world_.updated_memory_bytes.load(), sandbox->record().memory_bytes + (256u << 20));
 }
 
 TEST_F(SandboxTest, UpdateAndMetricsReachTheCgroup) {

@@ -11,7 +11,6 @@
 #include "magnetar/ports.h"
 #include "magnetar/status.h"
 #include "magnetar/ttrpc/ttrpc.h"
-#include "src/daemon/sandbox/supervisor_launch.h"
 
 namespace magnetar::daemon {
 namespace {
@@ -19,7 +18,7 @@ namespace {
 using supervisor::v1::ExitRecord;
 
 constexpr char kService[] = "magnetar.supervisor.v1.Supervisor";
-constexpr std::chrono::seconds kShortCall{5};
+constexpr std::chrono::seconds kShortCall{10};
 constexpr std::chrono::seconds kKillTimeout{10};
 
 class TtrpcSupervisorClient : public SupervisorClient {
@@ -70,8 +69,6 @@ class TtrpcSupervisorClient : public SupervisorClient {
     absl::StatusOr<supervisor::v1::KillResponse> response = co_await std::move(call);
     co_return response.status();
   }
-
-  void Close() override { client_->Close(); }
 
  private:
   std::shared_ptr<ttrpc::Client> client_;

@@ -1,12 +1,14 @@
 #pragma once
 
+#include <boost/asio/any_io_executor.hpp>
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <string>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "magnetar/child_process.h"
 #include "magnetar/co.h"
 #include "magnetar/supervisor.pb.h"
 #include "magnetar/unique_fd.h"
@@ -26,17 +28,25 @@ class SupervisorClient {
   virtual Co<absl::StatusOr<supervisor::v1::StateResponse>> State() = 0;
   // Answers once every process is reaped.
   virtual Co<absl::Status> Kill() = 0;
-  virtual void Close() = 0;
 };
+
+// A connected stream socket; UNAVAILABLE if nothing listens at the path.
+absl::StatusOr<UniqueFd> ConnectUnix(const std::string& path);
+
+std::shared_ptr<SupervisorClient> NewSupervisorClient(asio::any_io_executor executor,
+                                                      UniqueFd socket);
 
 // Starts supervisors and finds them again.
 class SupervisorLauncher {
  public:
+  // Told of the process as soon as it exists; an error gives up the launch, not the process.
+  using Spawned = std::function<absl::Status(const ProcessIdentity&)>;
+
   virtual ~SupervisorLauncher() = default;
   // Binds the sandbox's sockets, starts vmm-supervisor with them and `launch`, and connects.
   // `launch` names descriptors by their numbers in this process; they are only borrowed.
   virtual Co<absl::StatusOr<std::shared_ptr<SupervisorClient>>> Launch(
-      supervisor::v1::Launch launch) = 0;
+      supervisor::v1::Launch launch, Spawned spawned) = 0;
   // UNAVAILABLE if none runs for the sandbox in `directory`.
   virtual Co<absl::StatusOr<std::shared_ptr<SupervisorClient>>> Connect(std::string directory) = 0;
 };

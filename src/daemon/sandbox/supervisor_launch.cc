@@ -40,8 +40,8 @@ class RealSupervisorLauncher : public SupervisorLauncher {
   RealSupervisorLauncher(std::string program, asio::thread_pool* blocking)
       : program_(std::move(program)), blocking_(blocking) {}
 
-  Co<absl::StatusOr<std::shared_ptr<SupervisorClient>>> Launch(
-      supervisor::v1::Launch launch) override {
+  Co<absl::StatusOr<std::shared_ptr<SupervisorClient>>> Launch(supervisor::v1::Launch launch,
+                                                               Spawned spawned) override {
     const std::string directory = launch.directory();
     auto start = [program = program_, launch = std::move(launch)] {
       return ListenAndStart(program, launch);
@@ -49,9 +49,14 @@ class RealSupervisorLauncher : public SupervisorLauncher {
     auto task = RunBlocking(*blocking_, std::move(start));
     absl::StatusOr<ChildProcess> child = co_await std::move(task);
     if (!child.ok()) co_return child.status();
+    const absl::StatusOr<ProcessIdentity> identity = IdentifyProcess(child->pid());
     // Whoever comes later finds it by its socket; only this daemon must reap it.
     const asio::any_io_executor executor = co_await asio::this_coro::executor;
     asio::co_spawn(executor, Reap(*std::move(child)), asio::detached);
+    // One that has ended already is found out by whoever talks to it.
+    absl::Status told = absl::IsNotFound(identity.status()) ? absl::OkStatus() : identity.status();
+    if (identity.ok()) told = spawned(*identity);
+    if (!told.ok()) co_return told;
     auto connect = Connect(directory);
     absl::StatusOr<std::shared_ptr<SupervisorClient>> client = co_await std::move(connect);
     co_return client;

@@ -160,8 +160,8 @@ Co<absl::Status> UndoStep(SandboxStorage* sandbox, StorageStep step) {
   } else if (sandbox->vm != nullptr) {
     auto remove = sandbox->vm->RemoveDisk(step.serial);
     const absl::Status removed = co_await std::move(remove);
-    // It was never attached, or went with the VM.
-    if (!removed.ok() && !absl::IsNotFound(removed) && !absl::IsUnavailable(removed)) {
+    // NOT_FOUND: it was never attached. A VMM that cannot be reached may still hold it.
+    if (!removed.ok() && !absl::IsNotFound(removed)) {
       co_return Annotate(removed, absl::StrCat("detach ", step.source));
     }
   }

@@ -535,6 +535,9 @@ TEST_F(ContainerStorageTest, DiskThatStaysAttachedStaysInTheJournal) {
   vm_.remove_disk_status = absl::DeadlineExceededError("guest does not let go");
   EXPECT_TRUE(absl::IsDeadlineExceeded(Release()));
   EXPECT_THAT(journal_, SizeIs(1));
+  vm_.remove_disk_status = absl::UnavailableError("QMP: the connection is gone");
+  EXPECT_TRUE(absl::IsUnavailable(Release()));
+  EXPECT_THAT(journal_, SizeIs(1));
   vm_.remove_disk_status = absl::OkStatus();
   EXPECT_TRUE(Release().ok());
   ExpectNothingLeft();

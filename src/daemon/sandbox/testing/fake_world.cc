@@ -16,6 +16,8 @@ struct FakeWorld::Vm {
   explicit Vm(const asio::any_io_executor& executor) : over(executor) {}
   AsyncFlag over;
   ExitRecord exit;
+  const vmm::Vm* told = nullptr;  // whose handler it is
+  std::function<void(const vmm::Event&)> on_event;
 
   void End(uint32_t status, const std::string& reason) {
     if (over.is_set()) return;
@@ -37,10 +39,12 @@ class FakeSupervisor : public SupervisorClient {
   Co<absl::StatusOr<supervisor::v1::HelloResponse>> Hello() override {
     supervisor::v1::HelloResponse response;
     response.set_pid(1 << 23);  // no process has this number
+    response.set_protocol(1);
     co_return response;
   }
   Co<absl::Status> WaitReady(std::chrono::nanoseconds timeout) override {
-    absl::Status status = world_->Note("supervisor.ready");
+    auto note = world_->NoteAsync("supervisor.ready");
+    const absl::Status status = co_await std::move(note);
     if (!status.ok()) co_return status;
     if (world_->hang()) {
       auto wait = vm_->over.WaitFor(timeout);
@@ -71,7 +75,6 @@ class FakeSupervisor : public SupervisorClient {
     vm_->End(137, "qemu: killed by SIGKILL");
     co_return status;
   }
-  void Close() override {}
 
  private:
   FakeWorld* world_;
@@ -81,9 +84,14 @@ class FakeSupervisor : public SupervisorClient {
 class FakeLauncher : public SupervisorLauncher {
  public:
   explicit FakeLauncher(FakeWorld* world) : world_(world) {}
-  Co<absl::StatusOr<std::shared_ptr<SupervisorClient>>> Launch(
-      supervisor::v1::Launch launch) override {
-    absl::Status status = world_->Note("supervisor.launch");
+  Co<absl::StatusOr<std::shared_ptr<SupervisorClient>>> Launch(supervisor::v1::Launch launch,
+                                                               Spawned spawned) override {
+    auto note = world_->NoteAsync("supervisor.launch");
+    absl::Status status = co_await std::move(note);
+    if (!status.ok()) co_return status;
+    ProcessIdentity identity;
+    identity.pid = 1 << 23;
+    status = spawned(identity);
     if (!status.ok()) co_return status;
     const asio::any_io_executor executor = co_await asio::this_coro::executor;
     auto vm = std::make_shared<FakeWorld::Vm>(executor);
@@ -109,10 +117,15 @@ class FakeAgent : public AgentClient {
   Co<absl::StatusOr<agent::v1::HelloResponse>> Hello(std::chrono::nanoseconds) override {
     absl::Status status = world_->Note("agent.hello");
     if (!status.ok()) co_return status;
-    co_return agent::v1::HelloResponse();
+    agent::v1::HelloResponse response;
+    response.set_protocol(world_->agent_protocol);
+    response.add_features("feature");
+    co_return response;
   }
   Co<absl::Status> SetupSandbox(agent::v1::SetupSandboxRequest, std::chrono::nanoseconds) override {
-    co_return world_->Note("agent.setup");
+    auto note = world_->NoteAsync("agent.setup");
+    const absl::Status status = co_await std::move(note);
+    co_return status;
   }
   Co<absl::StatusOr<agent::v1::ListContainersResponse>> ListContainers(
       std::chrono::nanoseconds) override {
@@ -157,7 +170,9 @@ class FakeDialer : public GuestDialer {
       co_await std::move(wait);
       co_return absl::DeadlineExceededError("no answer");
     }
-    co_return agent::v1::BeatResponse();
+    agent::v1::BeatResponse response;
+    response.set_main_loop_age_ms(world_->main_loop_age_ms());
+    co_return response;
   }
 
  private:
@@ -167,6 +182,9 @@ class FakeDialer : public GuestDialer {
 class FakeVm : public vmm::Vm {
  public:
   FakeVm(FakeWorld* world, VmPtr vm) : world_(world), vm_(std::move(vm)) {}
+  ~FakeVm() override {
+    if (vm_->told == this) vm_->on_event = nullptr;
+  }
   Co<absl::Status> AddDisk(vmm::DiskSpec) override { co_return absl::OkStatus(); }
   Co<absl::Status> RemoveDisk(std::string) override { co_return absl::OkStatus(); }
   Co<absl::Status> AddNic(vmm::NicSpec) override { co_return absl::OkStatus(); }
@@ -180,7 +198,11 @@ class FakeVm : public vmm::Vm {
     if (status.ok()) vm_->End(0, "qemu: exited with status 0");
     co_return status;
   }
-  void OnEvent(std::function<void(const vmm::Event&)>) override {}
+  void OnEvent(std::function<void(const vmm::Event&)> handler) override {
+    vm_->told = this;
+    vm_->on_event = std::move(handler);
+    (void)world_->Note("vm.events");
+  }
 
  private:
   FakeWorld* world_;
@@ -213,12 +235,14 @@ class FakeCgroups : public CgroupManager {
   explicit FakeCgroups(FakeWorld* world) : world_(world) {}
   absl::StatusOr<std::vector<UniqueFd>> Create(const std::string&, const std::string& id,
                                                const SandboxLimits&) override {
-    absl::Status status = world_->Note("cgroup.create");
+    absl::Status status = world_->NoteBlocking("cgroup.create");
     if (!status.ok()) return status;
     world_->Made("cgroup " + id);
     return std::vector<UniqueFd>();
   }
-  absl::Status Update(const std::string&, const std::string&, const SandboxLimits&) override {
+  absl::Status Update(const std::string&, const std::string&,
+                      const SandboxLimits& limits) override {
+    world_->updated_memory_bytes = limits.memory_bytes;
     return world_->Note("cgroup.update");
   }
   absl::StatusOr<io::containerd::cgroups::v2::Metrics> Metrics(const std::string&,
@@ -241,13 +265,13 @@ class FakeNetwork : public NetworkManager {
  public:
   explicit FakeNetwork(FakeWorld* world) : world_(world) {}
   absl::StatusOr<PodNetwork> Attach(const std::string& path, uint32_t) override {
-    absl::Status status = world_->Note("network.attach");
+    absl::Status status = world_->NoteBlocking("network.attach");
     if (!status.ok()) return status;
     world_->Made("network " + path);
     return PodNetwork();
   }
   absl::Status Detach(const std::string& path, uint32_t) override {
-    absl::Status status = world_->Note("network.detach");
+    absl::Status status = world_->NoteBlocking("network.detach");
     if (status.ok()) world_->Removed("network " + path);
     return status;
   }
@@ -262,7 +286,8 @@ class FakeStorage : public ContainerStorage {
   Co<absl::StatusOr<agent::v1::PreparedContainer>> Prepare(SandboxStorage& sandbox,
                                                            ContainerRequest request) override {
     world_->pod_shares_pids = request.pod_shares_pids;
-    absl::Status status = world_->Note("storage.prepare");
+    auto note = world_->NoteAsync("storage.prepare");
+    absl::Status status = co_await std::move(note);
     if (!status.ok()) co_return status;
     StorageStep step;
     step.kind = StorageStep::Kind::kMount;
@@ -275,7 +300,8 @@ class FakeStorage : public ContainerStorage {
     co_return prepared;
   }
   Co<absl::Status> Release(SandboxStorage& sandbox, std::string id) override {
-    absl::Status status = world_->Note("storage.release");
+    auto note = world_->NoteAsync("storage.release");
+    absl::Status status = co_await std::move(note);
     for (const StorageStep& step : sandbox.journal_steps()) {
       if (status.ok() && step.container_id == id) status = sandbox.journal_remove(step);
     }
@@ -291,7 +317,7 @@ class FakeShared : public SharedDirectory {
  public:
   explicit FakeShared(FakeWorld* world) : world_(world) {}
   absl::Status Make(const std::string& path) override {
-    absl::Status status = world_->Note("shared.make");
+    absl::Status status = world_->NoteBlocking("shared.make");
     if (status.ok()) world_->Made("shared " + path);
     return status;
   }
@@ -347,10 +373,13 @@ void FakeWorld::Up() {
   pool_ = std::make_unique<asio::thread_pool>(2);
   work_ = std::make_unique<Work>(io_->get_executor());
   fakes_ = std::make_unique<Fakes>(this);
+  released_ = std::make_unique<Event>(io_->get_executor());
   env_ = std::make_unique<Environment>();
   env_->config = config;
   env_->io = io_.get();
   env_->blocking = pool_.get();
+  env_->storage_pool = pool_.get();
+  env_->clock = &clock_;
   env_->cgroups = &fakes_->cgroups;
   env_->network = &fakes_->network;
   env_->storage = &fakes_->storage;
@@ -366,11 +395,13 @@ void FakeWorld::Up() {
 
 void FakeWorld::Down() {
   io_->stop();
+  Release();
   thread_.join();
   pool_->join();
   manager_.reset();
   vms_.clear();
   work_.reset();
+  released_.reset();
   // Coroutines that wait for a VM hold on to the fakes: they go first.
   io_.reset();
   pool_.reset();
@@ -413,12 +444,45 @@ void FakeWorld::Heal() {
   failures_.clear();
 }
 
+void FakeWorld::Hold(const std::string& call) {
+  const std::lock_guard lock(mutex_);
+  held_.insert(call);
+}
+
+void FakeWorld::Release() {
+  const std::lock_guard lock(mutex_);
+  held_.clear();
+  noted_.notify_all();
+  asio::post(*io_, [this] { released_->NotifyAll(); });
+}
+
 absl::Status FakeWorld::Note(const std::string& call) {
   const std::lock_guard lock(mutex_);
   calls_.push_back(call);
   noted_.notify_all();
   const auto it = failures_.find(call);
   return it == failures_.end() ? absl::OkStatus() : it->second;
+}
+
+absl::Status FakeWorld::NoteBlocking(const std::string& call) {
+  absl::Status status = Note(call);
+  std::unique_lock lock(mutex_);
+  noted_.wait(lock, [&] { return held_.count(call) == 0; });
+  return status;
+}
+
+Co<absl::Status> FakeWorld::NoteAsync(std::string call) {
+  absl::Status status = Note(call);
+  while (Held(call)) {
+    auto wait = released_->Wait();
+    co_await std::move(wait);
+  }
+  co_return status;
+}
+
+bool FakeWorld::Held(const std::string& call) const {
+  const std::lock_guard lock(mutex_);
+  return held_.count(call) != 0;
 }
 
 std::vector<std::string> FakeWorld::calls() const {
@@ -466,6 +530,13 @@ std::vector<std::string> FakeWorld::Residues() {
 void FakeWorld::KillVm(const std::string& id) {
   asio::post(*io_, [this, directory = Directory(id)] {
     vms_.at(directory)->End(139, "qemu: killed by SIGSEGV");
+  });
+}
+
+void FakeWorld::DropVmm(const std::string& id) {
+  asio::post(*io_, [this, directory = Directory(id)] {
+    const auto& handler = vms_.at(directory)->on_event;
+    if (handler) handler({vmm::Event::Kind::kClosed, ""});
   });
 }
 

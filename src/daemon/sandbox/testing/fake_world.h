@@ -75,14 +75,31 @@ class FakeWorld {
   void KillVm(const std::string& id);
   // The guest neither gets ready nor answers heartbeats.
   void HangGuest(bool hang) { hang_ = hang; }
+  // It answers heartbeats, with a main loop that has not turned for so long.
+  void StopMainLoop(std::chrono::milliseconds age) { main_loop_age_ms_ = age.count(); }
+  // From now on the call is made and does not return, until the daemon dies or Release.
+  void Hold(const std::string& call);
+  void Release();
+  // The VMM closes its connection, and lives on.
+  void DropVmm(const std::string& id);
+  void Advance(std::chrono::nanoseconds time) { clock_.offset_ns += time.count(); }
 
   FakeContainerdClient containerd;
   // Of this daemon and the ones after Restart.
   Config config;
 
+  // What the agent says in Hello.
+  std::atomic<uint32_t> agent_protocol{1};
+  // Of the latest cgroup.update.
+  std::atomic<uint64_t> updated_memory_bytes{0};
+
   // For the fakes.
   struct Vm;
   absl::Status Note(const std::string& call);
+  // Note for a call that blocks, and for a coroutine on the event thread, if it is held.
+  absl::Status NoteBlocking(const std::string& call);
+  Co<absl::Status> NoteAsync(std::string call);
+  uint64_t main_loop_age_ms() const { return main_loop_age_ms_; }
   void Made(const std::string& thing);
   void Removed(const std::string& thing);
   bool hang() const { return hang_; }
@@ -92,22 +109,31 @@ class FakeWorld {
 
  private:
   struct Fakes;
+  struct FakeClock : Clock {
+    int64_t RealtimeNs() const override { return daemon::RealtimeNs() + offset_ns; }
+    std::atomic<int64_t> offset_ns{0};
+  };
   using Work = asio::executor_work_guard<asio::io_context::executor_type>;
   void Up();
   void Down();
+  bool Held(const std::string& call) const;
 
   mutable std::mutex mutex_;
   std::condition_variable noted_;
   std::vector<std::string> calls_;
   std::map<std::string, absl::Status> failures_;
   std::set<std::string> things_;
+  std::set<std::string> held_;
   std::atomic<bool> hang_{false};
+  std::atomic<uint64_t> main_loop_age_ms_{0};
+  FakeClock clock_;
 
   std::string directory_;
   std::unique_ptr<Fakes> fakes_;
   std::unique_ptr<Environment> env_;
   std::unique_ptr<asio::thread_pool> pool_;
   std::unique_ptr<asio::io_context> io_;
+  std::unique_ptr<Event> released_;
   std::unique_ptr<SandboxManager> manager_;
   std::unique_ptr<Work> work_;
   std::thread thread_;

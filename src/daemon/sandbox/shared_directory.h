@@ -1,0 +1,23 @@
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+
+namespace magnetar::daemon {
+
+// The directory that a sandbox's file server exports: a mount point of its own
+// with shared propagation, so that mounts made below it later reach the file
+// server's namespace and nobody else's. Calls block.
+class SharedDirectory {
+ public:
+  virtual ~SharedDirectory() = default;
+  virtual absl::Status Make(const std::string& path) = 0;
+  // An absent one is fine.
+  virtual absl::Status Remove(const std::string& path) = 0;
+};
+
+std::unique_ptr<SharedDirectory> NewSharedDirectory();
+
+}  // namespace magnetar::daemon
