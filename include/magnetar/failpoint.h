@@ -16,7 +16,8 @@
 
 // Named points at which tests make the daemon die or fail. Off unless the
 // configuration's [debug] failpoints names one: "name" kills the process with
-// SIGKILL there, "name=error" makes the step fail with INTERNAL.
+// SIGKILL there, "name=error" makes the step fail with INTERNAL, "name=stop" stops
+// the process with SIGSTOP, once, until somebody continues it: time to kill another.
 namespace magnetar {
 namespace internal {
 
@@ -41,6 +42,11 @@ inline void SetFailpoints(const std::vector<std::string>& names) {
   if (active->count(name) != 0) ::kill(::getpid(), SIGKILL);
   if (active->count(absl::StrCat(std::string(name), "=error")) != 0) {
     return absl::InternalError(absl::StrCat("failpoint ", std::string(name)));
+  }
+  if (active->count(absl::StrCat(std::string(name), "=stop")) != 0) {
+    static std::atomic<bool> stopped{false};
+    // To this thread, which then goes no further; all others stop with it.
+    if (!stopped.exchange(true)) ::raise(SIGSTOP);
   }
   return absl::OkStatus();
 }
