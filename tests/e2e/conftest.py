@@ -30,7 +30,9 @@ def pytest_sessionstart(session):
         for path in (settings.BUILD / "src/daemon/vmm-sandboxer", settings.GUEST / "root.erofs"):
             if not path.exists():
                 pytest.exit(f"{path} is missing: build first (tests/run does)", 2)
-    remove_leftovers()
+    # Of runs with several workers, one looks for them.
+    if not hasattr(session.config, "workerinput"):
+        remove_leftovers()
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -57,13 +59,20 @@ def _closing(stack, warm=False):
         stack.close()
 
 
+def failed(request):
+    report = getattr(request.node, "report_call", None)
+    return report is None or report.failed
+
+
 def unchanged(request, stack):
     """Yields `stack`; afterwards compares the host, or just cleans up if the test failed."""
     before = stack.snapshot()
+    pods = stack.pods()
     yield stack
-    report = getattr(request.node, "report_call", None)
-    if report is None or report.failed:
-        stack.crictl.run("rmp", "--all", "--force", check=False)
+    if failed(request):
+        for pod in stack.pods():
+            if pod["id"] not in {earlier["id"] for earlier in pods}:
+                stack.crictl.run("rmp", "--force", pod["id"], check=False)
     else:
         stack.check_unchanged(before)
 
@@ -86,12 +95,46 @@ def stack(request, shared_stack):
     yield from unchanged(request, shared_stack)
 
 
+@pytest.fixture(scope="module")
+def lasting_pod(shared_stack):
+    with shared_stack.pod() as pod:
+        yield pod
+
+
+@pytest.fixture
+def pod(lasting_pod, stack):
+    """A pod for tests that want no more of it than containers: one for all of a module. It starts without containers."""
+    yield lasting_pod
+    for container in lasting_pod.containers():
+        stack.crictl.run("rm", "--force", container)
+
+
 @pytest.fixture(params=["shared_stack", "newest_stack"], ids=["containerd-2.1", "containerd-2.4"])
 def any_stack(request):
     yield from unchanged(request, request.getfixturevalue(request.param))
 
 
+@pytest.fixture(scope="session")
+def spare_stacks():
+    """The stack that is handed on from one test that kills things to the next."""
+    spare = []
+    yield spare
+    for stack in spare:
+        stack.close()
+
+
 @pytest.fixture
-def own_stack():
-    """A stack of the test's own, to kill things in. The test compares the host where that means something."""
-    yield from _closing(Stack())
+def own_stack(request, spare_stacks):
+    """A stack to kill things in. The test compares the host where that means something. After a test that
+    passed, the next one goes on with the same stack."""
+    stack = spare_stacks.pop() if spare_stacks else Stack()
+    try:
+        stack.renew() if stack.started else stack.start()
+        yield stack
+    except BaseException:
+        stack.close()
+        raise
+    if failed(request):
+        stack.close()
+    else:
+        spare_stacks.append(stack)

@@ -12,9 +12,8 @@ from stack.crictl import CrictlError
 
 
 @pytest.fixture
-def container(stack):
-    with stack.pod() as pod:
-        yield pod.shell()
+def container(pod):
+    return pod.shell()
 
 
 @pytest.mark.parametrize("code", [0, 1, 42, 137])
@@ -102,29 +101,27 @@ def test_execs_at_once(container):
         assert number == 0 or f"exit code {number}".encode() in err
 
 
-def test_attach(stack):
-    with stack.pod() as pod:
-        container = pod.run("/bin/sh", "-c", "while read line; do echo got $line; done; echo end", stdin=True, stdin_once=True)
-        client = stack.crictl.popen("attach", "-i", container.id, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        client.stdin.write(b"one\n")
-        client.stdin.flush()
-        assert client.stdout.readline() == b"got one\n"
-        client.stdin.write(b"two\n")
-        client.stdin.close()
-        assert client.stdout.readline() == b"got two\n"
-        client.wait(timeout=60)
-        client.stdout.close()
-        assert container.wait_exit() == 0
-        assert container.logs().stdout == "got one\ngot two\nend\n"
+def test_attach(pod):
+    container = pod.run("/bin/sh", "-c", "while read line; do echo got $line; done; echo end", stdin=True, stdin_once=True)
+    client = pod.stack.crictl.popen("attach", "-i", container.id, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    client.stdin.write(b"one\n")
+    client.stdin.flush()
+    assert client.stdout.readline() == b"got one\n"
+    client.stdin.write(b"two\n")
+    client.stdin.close()
+    assert client.stdout.readline() == b"got two\n"
+    client.wait(timeout=60)
+    client.stdout.close()
+    assert container.wait_exit() == 0
+    assert container.logs().stdout == "got one\ngot two\nend\n"
 
 
-def test_attach_with_a_terminal(stack):
-    with stack.pod() as pod:
-        container = pod.run("/bin/sh", stdin=True, tty=True)
-        with Terminal(stack.crictl.command("attach", "-it", container.id), rows=30, columns=100) as terminal:
-            terminal.send("echo sum-$((20 + 3)); tty\n")
-            terminal.expect("sum-23")
-            terminal.expect("/dev/pts/")
-            terminal.send("exit 3\n")
-            terminal.wait()
-        assert container.wait_exit() == 3
+def test_attach_with_a_terminal(pod):
+    container = pod.run("/bin/sh", stdin=True, tty=True)
+    with Terminal(pod.stack.crictl.command("attach", "-it", container.id), rows=30, columns=100) as terminal:
+        terminal.send("echo sum-$((20 + 3)); tty\n")
+        terminal.expect("sum-23")
+        terminal.expect("/dev/pts/")
+        terminal.send("exit 3\n")
+        terminal.wait()
+    assert container.wait_exit() == 3

@@ -1,12 +1,18 @@
-"""The daemon dies at every journalled step of a pod's life, once: afterwards the pod can be removed,
-nothing is left on the host, and pods work again."""
+"""The daemon dies at every journalled step of a pod's life, once, and so does each other program while the
+daemon stands at that step: afterwards the pod can be removed, nothing is left on the host, and pods work again."""
 
+import concurrent.futures
+import contextlib
 import itertools
+import os
+import pathlib
 import re
+import signal
 
 import pytest
 
-from harness import ROOT, settings
+from harness import ROOT
+from harness.host import processes_of
 from stack.crictl import CrictlError
 from stack.services import wait_until
 
@@ -60,35 +66,93 @@ def test_the_points_are_known():
     """The list below is taken from the sources: it must not become empty unnoticed."""
     assert len(POINTS) >= 10
     assert SHORT <= set(POINTS)
+    assert {point for point, _ in SHORT_MEETINGS} <= set(POINTS)
 
 
-@pytest.fixture(scope="module")
-def own_module_stack(request):
-    from harness.stackfixture import Stack
-    stack = Stack()
-    try:
-        yield stack.start()
-    finally:
-        stack.close()
-
-
-@pytest.mark.parametrize("point, how", cases())
-def test_failpoint(own_module_stack, point, how):
-    stack = own_module_stack
-    if not stack.daemon.service.pid:
-        stack.daemon.start()
-    before = stack.snapshot()
-    stack.daemon.service.stop()
-    stack.start_daemon(debug={"failpoints": [point if how == "kill" else f"{point}=error"]})
-    daemon = stack.daemon.service
-    attempt(life, stack)
-    if how == "kill":
-        wait_until(lambda: daemon.pid is None, 10, f"the daemon passed {point} alive: nothing leads there")
-    daemon.stop()
-    stack.start_daemon()
+def settle(stack, before):
+    """All pods can be removed, and then nothing is left."""
     # containerd dials again within its back-off.
     wait_until(lambda: stack.crictl.run("rmp", "--all", "--force", check=False).returncode == 0, 60, "pods cannot be removed",
                interval=0.5)
     assert stack.pods() == []
-    stack.check_unchanged((before[0], None, None), timeout=90 if settings.IS_VM else 10)
-    life(stack)
+    stack.check_unchanged((before, None, None), timeout=90)
+
+
+# A sandbox whose Create containerd did not see the end of is an orphan: it goes after so many seconds.
+FEW = {"orphan_after_seconds": 5}
+
+
+# That pods work again is seen by the next test, with the same stack, and by the last one.
+@pytest.mark.parametrize("point, how", cases())
+def test_failpoint(own_stack, point, how):
+    stack = own_stack
+    before = stack.snapshot()[0]
+    stack.daemon.service.stop()
+    stack.start_daemon(debug={"failpoints": [point if how == "kill" else f"{point}=error"]})
+    daemon = stack.daemon.service
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        living = pool.submit(attempt, life, stack)
+        if how == "kill":
+            wait_until(lambda: daemon.pid is None or living.done(), 120, f"the daemon does not come to {point}")
+            assert daemon.pid is None, f"the daemon passed {point} alive: nothing leads there"
+            stack.start_daemon(containerd=FEW)
+    if how == "error":
+        daemon.stop()
+        stack.start_daemon(containerd=FEW)
+    settle(stack, before)
+
+
+PARTS = ("qemu-system", "vmm-supervisor", "virtiofsd")
+# The points at which a VM runs.
+WITH_VM = ("start.supervisor", "start.ready", "start.hello", "start.guest", "container.", "storage.", "teardown.asked",
+           "teardown.guest", "teardown.supervisor")
+SHORT_MEETINGS = {("create.record", "containerd"), ("start.supervisor", "vmm-supervisor"), ("start.guest", "qemu-system"),
+                  ("container.prepare.after", "virtiofsd"), ("container.prepare.before", "containerd"),
+                  ("teardown.supervisor", "qemu-system")}
+
+
+def meetings():
+    for point in POINTS:
+        for victim in ("containerd", *(PARTS if point.startswith(WITH_VM) else ())):
+            slow = [] if (point, victim) in SHORT_MEETINGS else [pytest.mark.slow]
+            yield pytest.param(point, victim, marks=slow, id=f"{point}-{victim}")
+
+
+def is_stopped(pid):
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("point, victim", meetings())
+def test_another_dies_at_a_point(own_stack, point, victim):
+    """The daemon stands still at a step while a part of the sandbox, or containerd, is killed; then it goes on."""
+    stack = own_stack
+    before = stack.snapshot()[0]
+    stack.daemon.service.stop()
+    stack.start_daemon(debug={"failpoints": [f"{point}=stop"]}, containerd=FEW)
+    daemon = stack.daemon.service.pid
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        living = pool.submit(attempt, life, stack)
+        try:
+            wait_until(lambda: is_stopped(daemon) or living.done(), 120, f"the daemon does not come to {point}")
+            assert is_stopped(daemon), f"nothing leads to {point}"
+            if victim == "containerd":
+                stack.containerd.service.kill()
+            else:
+                sandbox = next(path.parent.name for path in stack.daemon.state.glob("*/sandbox.json"))
+                for pid in wait_until(lambda: processes_of(victim, sandbox), 30, f"no {victim}"):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+        finally:
+            os.kill(daemon, signal.SIGCONT)
+        if victim == "containerd":
+            stack.start_containerd()
+        living.result()
+    assert stack.daemon.service.pid == daemon, "the daemon did not survive it"
+    settle(stack, before)
+
+
+def test_pods_work_after_all(own_stack):
+    life(own_stack)

@@ -1,6 +1,12 @@
 """The whole crictl flow, on each containerd that the tests know."""
 
-from harness import settings
+import hashlib
+import subprocess
+
+import pytest
+
+from harness import netns, settings, testimages
+from harness.terminal import Terminal
 
 
 def test_crictl_flow(any_stack):
@@ -32,6 +38,47 @@ def test_crictl_flow(any_stack):
     assert pod.status()["state"] == "SANDBOX_NOTREADY"
     crictl.run("rmp", pod.id)
     assert pod.id not in crictl.run("pods", "-q").stdout
+
+
+@pytest.fixture
+def echoing(any_stack):
+    """A container that serves a page on its loopback and repeats what it is told."""
+    with any_stack.pod() as pod:
+        container = pod.run("/bin/sh", "-c", "mkdir /www; echo page > /www/index.html; httpd -p 127.0.0.1:8080 -h /www; echo up; "
+                            "while read line; do echo got $line; done; echo end", stdin=True, stdin_once=True)
+        container.wait_log("up")
+        yield container
+
+
+def test_streams(echoing):
+    """exec with stdin and with a terminal, attach, logs -f, port-forward: what goes through containerd's streaming."""
+    container, crictl = echoing, echoing.crictl
+    data = testimages.random_bytes()[:1_000_000]
+    result = container.exec("sh", "-c", "cat > /in; wc -c < /in; sha256sum < /in; exit 3", stdin=data, check=False)
+    assert result.stdout.split()[:2] == ["1000000", hashlib.sha256(data).hexdigest()] and "exit code 3" in result.stderr
+
+    with Terminal(crictl.command("exec", "-it", container.id, "sh"), rows=33, columns=111) as terminal:
+        terminal.send("stty size; tty; exit 4\n")
+        assert "33 111" in terminal.expect("/dev/pts/")
+        terminal.wait()
+        assert b"exit code 4" in terminal.seen
+
+    with container.pod.port_forward(8080) as port:
+        assert netns.http_get(container.pod.stack.netns, "127.0.0.1", port) == b"page\n"
+
+    follower = crictl.popen("logs", "-f", container.id, stdout=subprocess.PIPE)
+    client = crictl.popen("attach", "-i", container.id, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    client.stdin.write(b"one\n")
+    assert client.stdout.readline() == b"got one\n"
+    client.stdin.write(b"two\n")
+    client.stdin.close()
+    # Its end has been written before the attached client hears of it, or with the container's end.
+    assert client.stdout.read() in (b"got two\nend\n", b"got two\n")
+    client.wait(60)
+    client.stdout.close()
+    assert container.wait_exit() == 0
+    assert follower.communicate(timeout=60)[0] == b"up\ngot one\ngot two\nend\n"
+    assert follower.returncode == 0
 
 
 def test_container_runs_in_a_guest(any_stack):

@@ -1,7 +1,6 @@
 """A pod as the kubelet makes it: its mounts, identity, security context, resources and probes."""
 
 import os
-import time
 
 import pytest
 
@@ -9,9 +8,10 @@ from harness import settings
 from stack.services import wait_until
 
 
-@pytest.fixture
-def volumes(tmp_path):
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory):
     """Host folders and files as the kubelet lays them out."""
+    tmp_path = tmp_path_factory.mktemp("volumes")
     token = tmp_path / "token"
     (token / "..2026_01_01").mkdir(parents=True)
     (token / "..2026_01_01" / "token").write_text("secret-1")
@@ -31,8 +31,8 @@ def mount(source, target, readonly=False):
     return {"host_path": str(source), "container_path": target, "readonly": readonly}
 
 
-@pytest.fixture
-def kubelet_pod(stack, volumes):
+@pytest.fixture(scope="module")
+def kubelet_container(shared_stack, volumes):
     config = {
         "hostname": "web-0",
         "dns_config": {"servers": ["10.96.0.10"], "searches": ["default.svc.cluster.local", "svc.cluster.local"],
@@ -43,7 +43,7 @@ def kubelet_pod(stack, volumes):
                   "resources": {"cpu_period": 100000, "cpu_quota": 100000, "memory_limit_in_bytes": 256 << 20},
                   "sysctls": {"net.ipv4.ip_unprivileged_port_start": "0"}},
     }
-    with stack.pod(**config) as pod:
+    with shared_stack.pod(**config) as pod:
         container = pod.run(
             "/bin/sh", "-c", "echo done > /dev/termination-log; exec sleep infinity",
             labels={"io.kubernetes.container.name": "app"},
@@ -64,11 +64,23 @@ def kubelet_pod(stack, volumes):
         yield container
 
 
+@pytest.fixture
+def kubelet_pod(kubelet_container, stack):
+    """The one container of the kubelet's pod, which all tests look at."""
+    return kubelet_container
+
+
 def test_identity(kubelet_pod):
     assert kubelet_pod.output("hostname") == "web-0\n"
     assert "10.1.2.3 peer.example" in kubelet_pod.output("cat", "/etc/hosts").replace("\t", " ")
     resolv = kubelet_pod.output("cat", "/etc/resolv.conf").split()
     assert "10.96.0.10" in resolv and "svc.cluster.local" in resolv and "ndots:5" in resolv
+
+
+def test_resolv_conf_of_a_mount_wins(pod, volumes):
+    container = pod.shell(mounts=[mount(volumes / "resolv.conf", "/etc/resolv.conf")])
+    assert container.output("cat", "/etc/resolv.conf") == "nameserver 10.9.9.9\n"
+    assert " /etc/resolv.conf " in container.output("cat", "/proc/mounts")
 
 
 def test_mounts_reach_both_ways(kubelet_pod, volumes):
@@ -83,17 +95,16 @@ def test_mounts_reach_both_ways(kubelet_pod, volumes):
     assert (volumes / "termination-log").read_text() == "done\nmore\n"
 
 
-def test_files_of_a_volume_keep_owner_mode_and_kind(stack, volumes):
-    with stack.pod() as pod:
-        container = pod.shell(mounts=[mount(volumes / "data", "/data")])
-        container.output("sh", "-c", """set -e; cd /data; echo x > f; chmod 4750 f; chown 12:34 f; ln f hard; ln -s f soft; mkfifo p
-                                        mkdir d; chmod 1777 d; touch -d '2001-02-03 04:05:06' f; sync""")
-        data = volumes / "data"
-        info = (data / "f").stat()
-        assert (info.st_uid, info.st_gid, info.st_mode & 0o777, info.st_nlink) == (12, 34, 0o750, 2)
-        assert int(info.st_mtime) == 981173106
-        assert os.readlink(data / "soft") == "f" and (data / "p").is_fifo()
-        assert (data / "d").stat().st_mode & 0o7777 == 0o1777
+def test_files_of_a_volume_keep_owner_mode_and_kind(pod, volumes):
+    container = pod.shell(mounts=[mount(volumes / "data", "/data")])
+    container.output("sh", "-c", """set -e; cd /data; echo x > f; chmod 4750 f; chown 12:34 f; ln f hard; ln -s f soft; mkfifo p
+                                    mkdir d; chmod 1777 d; touch -d '2001-02-03 04:05:06' f; sync""")
+    data = volumes / "data"
+    info = (data / "f").stat()
+    assert (info.st_uid, info.st_gid, info.st_mode & 0o777, info.st_nlink) == (12, 34, 0o750, 2)
+    assert int(info.st_mtime) == 981173106
+    assert os.readlink(data / "soft") == "f" and (data / "p").is_fifo()
+    assert (data / "d").stat().st_mode & 0o7777 == 0o1777
 
 
 def test_read_only_mounts(kubelet_pod, volumes):
@@ -114,9 +125,7 @@ def test_projected_token_is_swapped(kubelet_pod, volumes):
     (volumes / "token" / "..data_tmp").symlink_to(newer.name)
     os.rename(volumes / "token" / "..data_tmp", volumes / "token" / "..data")
     # The guest may hold on to a link for a second.
-    deadline = time.monotonic() + 5
-    while kubelet_pod.output("cat", path) != "secret-2":
-        assert time.monotonic() < deadline, "the old token is still there"
+    wait_until(lambda: kubelet_pod.output("cat", path) == "secret-2", 30, "the old token is still there")
 
 
 def test_special_files(kubelet_pod):
@@ -161,22 +170,21 @@ def test_update_of_resources(kubelet_pod):
         pytest.skip("the path of the cgroup differs")
     kubelet_pod.crictl.run("update", "--memory", str(96 << 20), kubelet_pod.id)
     assert kubelet_pod.output("cat", "/sys/fs/cgroup/memory.max") == f"{96 << 20}\n"
+    kubelet_pod.crictl.run("update", "--memory", str(128 << 20), kubelet_pod.id)
 
 
 @pytest.mark.vm
-def test_out_of_memory_is_told(stack):
-    with stack.pod() as pod:
-        container = pod.run("/bin/sh", "-c", "x=a; while :; do x=$x$x; done",
-                            linux={"resources": {"memory_limit_in_bytes": 24 << 20}})
-        assert container.wait_exit(120) == 137
-        assert container.status()["reason"] == "OOMKilled"
+def test_out_of_memory_is_told(pod):
+    container = pod.run("/bin/sh", "-c", "x=a; while :; do x=$x$x; done",
+                        linux={"resources": {"memory_limit_in_bytes": 24 << 20}})
+    assert container.wait_exit(120) == 137
+    assert container.status()["reason"] == "OOMKilled"
 
 
-def test_read_only_root(stack):
-    with stack.pod() as pod:
-        container = pod.shell(linux={"security_context": {"readonly_rootfs": True}})
-        result = container.exec("touch", "/x", check=False)
-        assert result.returncode != 0 and "Read-only file system" in result.stderr
+def test_read_only_root(pod):
+    container = pod.shell(linux={"security_context": {"readonly_rootfs": True}})
+    result = container.exec("touch", "/x", check=False)
+    assert result.returncode != 0 and "Read-only file system" in result.stderr
 
 
 def test_privileged(stack):

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import pathlib
 import socket
 import subprocess
@@ -14,18 +13,6 @@ from harness.stackfixture import MTU
 from stack.services import wait_until
 
 FAMILIES = {"ipv4": 0, "ipv6": 1}
-
-
-def receive_all(connection):
-    with connection:
-        return b"".join(iter(lambda: connection.recv(1 << 16), b""))
-
-
-def http_get(stack, address, port, timeout=20, path="/"):
-    """The body of the answer; empty if the connection closes without one."""
-    connection = netns.connect(stack.netns, address, port, timeout)
-    connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
-    return receive_all(connection).partition(b"\r\n\r\n")[2]
 
 
 def localhost_has_ipv6():
@@ -52,26 +39,24 @@ def test_pods_reach_each_other(stack, family):
         got = wait_until(lambda: client.exec("wget", "-qO-", f"http://{host}/", check=False).stdout, 30, "no answer")
         assert got == "hello-from-first\n"
         # A neighbour on the bridge, the host's side, reaches it too.
-        assert b"hello-from-first" in http_get(stack, address, 80)
+        assert b"hello-from-first" in netns.http_get(stack.netns, address, 80)
 
 
-def test_interface_is_what_cni_made(stack):
-    with stack.pod() as pod:
-        container = pod.shell()
-        links = container.output("ip", "-o", "link")
-        assert f"mtu {MTU}" in next(line for line in links.splitlines() if " eth0" in line)
-        made = json.loads(subprocess.run([*stack.crictl.command("inspectp", "-o", "json", pod.id)], check=True,
-                                         capture_output=True).stdout)
-        mac = made["info"].get("cniResult", {}).get("Interfaces", {}).get("eth0", {}).get("Mac")
-        if mac:
-            assert mac in links
-        addresses = container.output("ip", "-o", "addr", "show", "dev", "eth0")
-        for address in pod.addresses():
-            assert address in addresses
-        assert "tentative" not in addresses
-        routes = container.output("ip", "route") + container.output("ip", "-6", "route")
-        assert "default via 10.123.0.1" in routes and "default via fd00:4d:61:67::1" in routes
-        assert "127.0.0.1/8" in container.output("ip", "-o", "addr", "show", "dev", "lo")
+def test_interface_is_what_cni_made(pod):
+    container = pod.shell()
+    links = container.output("ip", "-o", "link")
+    assert f"mtu {MTU}" in next(line for line in links.splitlines() if " eth0" in line)
+    made = subprocess.run(["nsenter", f"--net={pod.netns()}", "ip", "-o", "link", "show", "eth0"], check=True,
+                          capture_output=True, text=True).stdout
+    mac = made.split("link/ether ")[1].split()[0]
+    assert f"link/ether {mac}" in links
+    addresses = container.output("ip", "-o", "addr", "show", "dev", "eth0")
+    for address in pod.addresses():
+        assert address in addresses
+    assert "tentative" not in addresses
+    routes = container.output("ip", "route") + container.output("ip", "-6", "route")
+    assert "default via 10.123.0.1" in routes and "default via fd00:4d:61:67::1" in routes
+    assert "127.0.0.1/8" in container.output("ip", "-o", "addr", "show", "dev", "lo")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -92,8 +77,8 @@ def test_bulk_transfer(stack, family):
         connection = wait_until(upload, 60, "nothing listens")
         connection.sendall(testimages.random_bytes())
         connection.shutdown(socket.SHUT_WR)
-        assert receive_all(connection).split()[0].decode() == wanted
-        assert hashlib.sha256(http_get(stack, address, 9000, path="/random")).hexdigest() == wanted
+        assert netns.receive_all(connection).split()[0].decode() == wanted
+        assert hashlib.sha256(netns.http_get(stack.netns, address, 9000, path="/random")).hexdigest() == wanted
         client = other.shell()
         assert client.output("sh", "-c", f"wget -qO- http://{host}:9000/random | sha256sum").split()[0] == wanted
         assert server.status()["state"] == "CONTAINER_RUNNING"
@@ -104,7 +89,7 @@ def test_hairpin_to_its_own_port_mapping(stack):
     with stack.pod(port_mappings=mapping) as pod:
         container = web_server(pod, "mapped", "-p", "80")
         gateway = "10.123.0.1"
-        assert b"mapped" in http_get(stack, gateway, 18080)
+        assert b"mapped" in netns.http_get(stack.netns, gateway, 18080)
         got = container.exec("wget", "-qO-", f"http://{gateway}:18080/", check=False)
         assert got.stdout == "mapped\n", got.stderr
 
@@ -116,60 +101,36 @@ def test_no_other_pod_sees_the_traffic(stack):
         result = second.shell().exec("wget", "-qO-", f"http://{first.addresses()[0]}/", check=False)
         assert result.returncode != 0
         with pytest.raises(OSError):
-            http_get(stack, first.addresses()[0], 80, timeout=3)
-
-
-@contextlib.contextmanager
-def port_forward(stack, pod, port):
-    client = stack.crictl.popen("port-forward", pod.id, f":{port}", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        line = client.stdout.readline()
-        assert "Forwarding from 127.0.0.1:" in line, line + client.stdout.read()
-        yield int(line.split("127.0.0.1:")[1].split(" ")[0])
-    finally:
-        client.kill()
-        client.wait()
-        client.stdout.close()
+            netns.http_get(stack.netns, first.addresses()[0], 80, timeout=3)
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:8080", "[::1]:8080", "0.0.0.0:8080"])
-def test_port_forward(stack, listen):
+def test_port_forward(pod, listen):
     if listen.startswith("[") and not localhost_has_ipv6():
         pytest.skip("this host's /etc/hosts has no IPv6 localhost")
-    with stack.pod() as pod:
-        web_server(pod, "forwarded", "-p", listen)
-        with port_forward(stack, pod, 8080) as port:
-            for _ in range(3):
-                assert b"forwarded" in http_get(stack, "127.0.0.1", port)
+    web_server(pod, "forwarded", "-p", listen)
+    with pod.port_forward(8080) as port:
+        for _ in range(3):
+            assert b"forwarded" in netns.http_get(pod.stack.netns, "127.0.0.1", port)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
-def test_loopback_of_the_pod_reaches_the_guest(stack, address):
+def test_loopback_of_the_pod_reaches_the_guest(pod, address):
     """What port-forward dials in the pod's namespace: a server on either loopback of the guest answers."""
-    with stack.pod() as pod:
-        web_server(pod, "looped", "-p", f"[{address}]:8080" if ":" in address else f"{address}:8080")
-        path = pod.netns()
-
-        def body():
-            with netns.connect(path, address, 8080) as connection:
-                connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
-                return b"".join(iter(lambda: connection.recv(4096), b""))
-
-        assert b"looped" in body()
+    web_server(pod, "looped", "-p", f"[{address}]:8080" if ":" in address else f"{address}:8080")
+    assert b"looped" in netns.http_get(pod.netns(), address, 8080)
 
 
-def test_port_forward_of_much_data(stack):
-    with stack.pod() as pod:
-        container = pod.run("/bin/sh", "-c", "httpd -p 127.0.0.1:9000 -h /data; echo up; sleep infinity", image=testimages.DATA)
-        container.wait_log("up")
-        with port_forward(stack, pod, 9000) as port:
-            assert http_get(stack, "127.0.0.1", port, path="/random", timeout=60) == testimages.random_bytes()
+def test_port_forward_of_much_data(pod):
+    container = pod.run("/bin/sh", "-c", "httpd -p 127.0.0.1:9000 -h /data; echo up; sleep infinity", image=testimages.DATA)
+    container.wait_log("up")
+    with pod.port_forward(9000) as port:
+        assert netns.http_get(pod.stack.netns, "127.0.0.1", port, path="/random", timeout=60) == testimages.random_bytes()
 
 
-def test_port_forward_to_a_closed_port(stack):
-    with stack.pod() as pod:
-        pod.shell()
-        with port_forward(stack, pod, 4444) as port:
-            with contextlib.suppress(ConnectionError):
-                assert http_get(stack, "127.0.0.1", port) == b""
-        assert pod.status()["state"] == "SANDBOX_READY"
+def test_port_forward_to_a_closed_port(pod):
+    pod.shell()
+    with pod.port_forward(4444) as port:
+        with contextlib.suppress(ConnectionError):
+            assert netns.http_get(pod.stack.netns, "127.0.0.1", port) == b""
+    assert pod.status()["state"] == "SANDBOX_READY"

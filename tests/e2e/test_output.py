@@ -9,9 +9,8 @@ from harness import crilog, settings, testimages
 
 
 @pytest.fixture
-def data_container(stack):
-    with stack.pod() as pod:
-        yield pod.run("/bin/sleep", "infinity", image=testimages.DATA)
+def data_container(pod):
+    yield pod.run("/bin/sleep", "infinity", image=testimages.DATA)
 
 
 def first_difference(left, right):
@@ -55,56 +54,50 @@ def test_both_streams_of_one_process(data_container):
 
 
 @pytest.mark.parametrize("kind", ["random", "numbers"])
-def test_log_file(stack, kind):
+def test_log_file(pod, kind):
     """What a container prints until its very end stands in its log."""
     command = {"random": "cat /data/random", "numbers": f"seq 1 {testimages.NUMBERS}"}[kind]
     expected = {"random": testimages.random_bytes, "numbers": testimages.numbered_bytes}[kind]()
-    with stack.pod() as pod:
-        container = pod.run("/bin/sh", "-c", f"{command}; echo fin >&2", image=testimages.DATA)
+    container = pod.run("/bin/sh", "-c", f"{command}; echo fin >&2", image=testimages.DATA)
+    assert container.wait_exit(120) == 0
+    streams = crilog.parse(container.raw_log())
+    assert first_difference(streams["stdout"], expected) is None
+    assert streams["stderr"] == b"fin\n"
+
+
+def test_two_containers_log_at_once(pod):
+    containers = [pod.run("/bin/sh", "-c", f"seq {n}000000 {n}200000") for n in (1, 2, 3)]
+    for number, container in zip((1, 2, 3), containers):
         assert container.wait_exit(120) == 0
-        streams = crilog.parse(container.raw_log())
-        assert first_difference(streams["stdout"], expected) is None
-        assert streams["stderr"] == b"fin\n"
+        wanted = "".join(f"{line}\n" for line in range(number * 1_000_000, number * 1_000_000 + 200_001)).encode()
+        assert first_difference(crilog.parse(container.raw_log())["stdout"], wanted) is None
 
 
-def test_two_containers_log_at_once(stack):
-    with stack.pod() as pod:
-        containers = [pod.run("/bin/sh", "-c", f"seq {n}000000 {n}200000") for n in (1, 2, 3)]
-        for number, container in zip((1, 2, 3), containers):
-            assert container.wait_exit(120) == 0
-            wanted = "".join(f"{line}\n" for line in range(number * 1_000_000, number * 1_000_000 + 200_001)).encode()
-            assert first_difference(crilog.parse(container.raw_log())["stdout"], wanted) is None
+def test_long_lines_and_missing_newline(pod):
+    container = pod.run("/bin/sh", "-c", "head -c 100000 /dev/zero | tr '\\0' x; echo; printf 'no newline'")
+    assert container.wait_exit() == 0
+    assert crilog.parse(container.raw_log())["stdout"].rstrip(b"\n") == b"x" * 100_000 + b"\nno newline"
 
 
-def test_long_lines_and_missing_newline(stack):
-    with stack.pod() as pod:
-        container = pod.run("/bin/sh", "-c", "head -c 100000 /dev/zero | tr '\\0' x; echo; printf 'no newline'")
-        assert container.wait_exit() == 0
-        assert crilog.parse(container.raw_log())["stdout"].rstrip(b"\n") == b"x" * 100_000 + b"\nno newline"
+def test_terminal_container_logs(pod):
+    container = pod.run("/bin/sh", "-c", "tty; echo err >&2; seq 1 1000", tty=True)
+    assert container.wait_exit() == 0
+    lines = crilog.parse(container.raw_log())["stdout"].replace(b"\r\n", b"\n").decode().splitlines()
+    assert lines[0].startswith("/dev/")
+    assert lines[1:] == ["err", *[str(n) for n in range(1, 1001)]]
 
 
-def test_terminal_container_logs(stack):
-    with stack.pod() as pod:
-        container = pod.run("/bin/sh", "-c", "tty; echo err >&2; seq 1 1000", tty=True)
-        assert container.wait_exit() == 0
-        lines = crilog.parse(container.raw_log())["stdout"].replace(b"\r\n", b"\n").decode().splitlines()
-        assert lines[0].startswith("/dev/")
-        assert lines[1:] == ["err", *[str(n) for n in range(1, 1001)]]
+def test_logs_follow(pod):
+    container = pod.run("/bin/sh", "-c", "for i in 1 2 3 4 5; do echo line $i; sleep 0.3; done")
+    follow = pod.stack.crictl.run("logs", "-f", container.id, timeout=60)
+    assert follow.stdout == "".join(f"line {n}\n" for n in range(1, 6))
 
 
-def test_logs_follow(stack):
-    with stack.pod() as pod:
-        container = pod.run("/bin/sh", "-c", "for i in 1 2 3 4 5; do echo line $i; sleep 0.3; done")
-        follow = stack.crictl.run("logs", "-f", container.id, timeout=60)
-        assert follow.stdout == "".join(f"line {n}\n" for n in range(1, 6))
-
-
-def test_a_background_process_does_not_keep_the_container(stack):
+def test_a_background_process_does_not_keep_the_container(pod):
     """The init exits; a child that still holds its stdout changes nothing."""
-    with stack.pod() as pod:
-        container = pod.run("/bin/sh", "-c", "sleep 1000 & echo bye; exit 4")
-        assert container.wait_exit(30) == 4
-        assert container.logs().stdout == "bye\n"
+    container = pod.run("/bin/sh", "-c", "sleep 1000 & echo bye; exit 4")
+    assert container.wait_exit(30) == 4
+    assert container.logs().stdout == "bye\n"
 
 
 def test_digest_of_a_file_that_the_image_holds(data_container):

@@ -1,5 +1,6 @@
 """Calls of the sandbox Controller, past containerd: what no well-behaved client would send."""
 
+import fcntl
 import importlib
 import pathlib
 import subprocess
@@ -16,13 +17,15 @@ SERVICE = "/containerd.services.sandbox.v1.Controller/"
 def _generated():
     """The folder of the Python code of our protos."""
     out = settings.CACHE / "e2e-protos"
+    out.mkdir(parents=True, exist_ok=True)
     sources = [ROOT / "proto" / f"{name}.proto" for name in FILES]
     stamp = out / "stamp"
     newest = max(path.stat().st_mtime for path in sources)
-    if not stamp.exists() or stamp.stat().st_mtime < newest:
-        out.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["protoc", f"-I{ROOT / 'proto'}", f"--python_out={out}", *map(str, sources)], check=True)
-        stamp.touch()
+    with open(out / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not stamp.exists() or stamp.stat().st_mtime < newest:
+            subprocess.run(["protoc", f"-I{ROOT / 'proto'}", f"--python_out={out}", *map(str, sources)], check=True)
+            stamp.touch()
     return out
 
 
@@ -38,11 +41,15 @@ class Controller:
 
     def call(self, method, timeout=60, **fields):
         """The response; raises grpc.RpcError."""
+        return self.future(method, timeout, **fields).result()
+
+    def future(self, method, timeout=60, **fields):
+        """The call, under way."""
         request = getattr(self.messages, f"Controller{method}Request")(**fields)
         response = getattr(self.messages, f"Controller{method}Response")
         rpc = self.channel.unary_unary(SERVICE + method, request_serializer=lambda message: message.SerializeToString(),
                                        response_deserializer=response.FromString)
-        return rpc(request, timeout=timeout, metadata=(("containerd-namespace", "k8s.io"),))
+        return rpc.future(request, timeout=timeout, metadata=(("containerd-namespace", "k8s.io"),))
 
     def code(self, method, **fields):
         """The status code and message of a call that must fail."""

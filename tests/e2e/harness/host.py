@@ -82,6 +82,22 @@ class Host:
                 "loop devices": self.loops(), "files": self.files()}
 
 
+def processes_of(name, needle):
+    """Pids of the processes whose program is called `name`... and whose command line holds `needle`."""
+    found = []
+    for entry in pathlib.Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            command = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        program = command.split(b"\0")[0].rpartition(b"/")[2].decode(errors="replace")
+        if program.startswith(name) and str(needle).encode() in command:
+            found.append(int(entry.name))
+    return found
+
+
 def descriptors(pid):
     """What the open descriptors of a process refer to, as a list."""
     found = []

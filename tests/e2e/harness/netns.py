@@ -33,6 +33,18 @@ def call(netns, function, *args):
     return result["value"]
 
 
+def receive_all(connection):
+    with connection:
+        return b"".join(iter(lambda: connection.recv(1 << 16), b""))
+
+
+def http_get(netns, address, port, timeout=20, path="/"):
+    """The body of the answer; empty if the connection closes without one."""
+    connection = connect(netns, address, port, timeout)
+    connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+    return receive_all(connection).partition(b"\r\n\r\n")[2]
+
+
 def connect(netns, host, port, timeout=20):
     """A TCP connection made in that namespace."""
     return call(netns, socket.create_connection, (host, port), timeout)

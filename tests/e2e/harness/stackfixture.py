@@ -11,7 +11,7 @@ import subprocess
 import time
 
 from . import settings, testimages
-from .host import Host, added, descriptors
+from .host import Host, added, descriptors, processes_of
 from stack import containerd, crictl, network, sandboxer, teardown
 from stack.services import start_time, wait_until
 
@@ -20,6 +20,8 @@ SNAPSHOTTERS = {"": "overlayfs", "-native": "native", "-blockfile": "blockfile"}
 MTU = 1400
 # CRI's NamespaceMode CONTAINER, which the kubelet asks for unless a pod shares its processes.
 CONTAINER_PIDS = 1
+# A pod that every daemon of Magnetar refuses, before it has made anything.
+REFUSED = {"linux": {"security_context": {"namespace_options": {"network": 2}}}}
 
 _numbers = itertools.count(1)
 _pods = itertools.count(1)
@@ -109,6 +111,9 @@ class Pod:
         """A container that waits to be exec'ed into."""
         return self.run("/bin/sleep", "infinity", **extra)
 
+    def containers(self):
+        return self.stack.crictl.run("ps", "--all", "--quiet", "--pod", self.id).stdout.split()
+
     def status(self):
         return self.stack.crictl.json("inspectp", self.id)["status"]
 
@@ -126,6 +131,28 @@ class Pod:
                     return point
         raise LookupError(f"no network namespace has {address}")
 
+    @contextlib.contextmanager
+    def port_forward(self, port):
+        """The local port, in the stack's namespace, that `crictl port-forward` leads to the pod's."""
+        client = self.stack.crictl.popen("port-forward", self.id, f":{port}", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            line = client.stdout.readline()
+            assert "Forwarding from 127.0.0.1:" in line, line + client.stdout.read()
+            yield int(line.split("127.0.0.1:")[1].split(" ")[0])
+        finally:
+            client.kill()
+            client.wait()
+            client.stdout.close()
+
+    def processes(self, name):
+        """Pids of its processes on the host whose program is called `name`..."""
+        return processes_of(name, self.id)
+
+    def vmm(self):
+        pids = self.processes("qemu-system")
+        assert len(pids) == 1, pids
+        return pids[0]
+
     def stop(self):
         self.stack.crictl.run("stopp", self.id)
 
@@ -140,6 +167,7 @@ class Stack:
         self.run_dir = claim_run_dir(self.netns)
         self.data_dir = settings.CACHE / "e2e" / self.run_dir.name
         self.handler = settings.HANDLER
+        self.started = False
         network.create(self.netns)
         socket = self.run_dir / "containerd.sock"
         self.daemon = sandboxer.Sandboxer(settings.BUILD, settings.GUEST, self.run_dir, self.netns, socket, daemon_settings)
@@ -158,21 +186,49 @@ class Stack:
         testimages.write(archive)
         self.containerd.import_images(archive)
         archive.unlink()
+        self.started = True
         return self
 
     def start_daemon(self, **overrides):
         """Starts the daemon again, and waits until containerd has found it: it dials with a back-off of up to 3 s."""
         self.daemon.start(**overrides)
-        pods = self.crictl.run("pods", "-q", "--state", "ready").stdout.split()
+        if not settings.IS_VM:
+            return self
+        refused = self.crictl.write("pod", self.pod_config(**REFUSED))
 
         def reached():
-            result = self.crictl.run("inspectp", pods[0], check=False)
-            return "Unavailable" not in result.stderr and "timeout" not in result.stderr
+            return "namespace_options.network" in self.crictl.run("runp", "--runtime", self.handler, refused, check=False).stderr
 
-        if pods:
-            wait_until(reached, 30, "containerd does not find the daemon")
-        else:
-            time.sleep(3.5)
+        wait_until(reached, 60, "containerd does not find the daemon", interval=0.2)
+        return self
+
+    def start_containerd(self):
+        """Starts containerd again, and waits until its CRI plugin answers."""
+        self.containerd.service.start().wait_socket(self.containerd.socket, 120)
+        wait_until(lambda: self.crictl.run("info", check=False).returncode == 0, 60, "CRI is not up")
+        return self
+
+    def renew(self):
+        """What a test has killed runs again, with the settings that a new stack has."""
+        self.daemon.settings = {}
+        self.daemon.service.argv[0] = str(self.daemon.program("vmm-sandboxer"))
+        ran_with = self.daemon.config.read_text()
+        self.daemon.configure()
+        if self.daemon.config.read_text() != ran_with or self.daemon_program() != self.daemon.program("vmm-sandboxer").resolve():
+            self.daemon.service.stop()
+        if not self.containerd.service.pid:
+            self.start_containerd()
+        if not self.daemon.service.pid:
+            self.start_daemon()
+        assert self.pods() == [], "pods of an earlier test"
+        return self
+
+    def daemon_program(self):
+        """The file that the running daemon is, or None."""
+        try:
+            return pathlib.Path(f"/proc/{self.daemon.service.pid}/exe").resolve()
+        except OSError:
+            return None
 
     def handler_for(self, snapshotter):
         return self.handler + next(suffix for suffix, name in SNAPSHOTTERS.items() if name == snapshotter)
