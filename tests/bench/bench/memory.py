@@ -7,11 +7,11 @@ NAMES = {"qemu-system": "VMM", "virtiofsd": "file server", "vmm-supervisor": "su
 
 
 def usage(pid):
-    """{"PSS": KiB, "RSS": KiB} of a process, or None if it is gone."""
+    """{"PSS": KiB, "RSS": KiB} of a process; empty if it is gone."""
     try:
         text = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:
-        return None
+        return {}
     fields = dict(line.split(":", 1) for line in text.splitlines()[1:])
     return {"PSS": int(fields["Pss"].split()[0]), "RSS": int(fields["Rss"].split()[0])}
 

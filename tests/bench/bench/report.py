@@ -8,6 +8,10 @@ def percentile(samples, share):
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
+def pods(count):
+    return "1 pod" if count == 1 else f"{count} pods"
+
+
 class Results:
     def __init__(self):
         self.samples = {}
@@ -37,9 +41,11 @@ class Results:
     def ratios(self):
         """The comparisons that matter, one line each."""
         lines = []
-        boot, runp = self.median("qemu alone", "boot to PID 1"), self.median("magnetar", "runp")
-        if boot and runp:
-            lines.append(f"runp / bare boot of the same kernel: {runp / boot:.2f}")
+        boot = self.median("qemu alone", "boot to PID 1")
+        for metric in ("agent ready", "runp"):
+            ours = self.median("magnetar", metric)
+            if boot and ours:
+                lines.append(f"{metric} / bare boot of the same kernel: {ours / boot:.2f}")
         by_hand, ours = self.median("crun by hand", "exec true"), self.median("magnetar", "exec true")
         if by_hand and ours:
             lines.append(f"exec true through crictl: {ours:.0f} ms; twice crun exec by hand plus 50 ms: {2 * by_hand + 50:.0f} ms")
@@ -48,3 +54,18 @@ class Results:
             if ours and yardstick:
                 lines.append(f"{metric}: magnetar / runc = {ours / yardstick:.2f}")
         return lines
+
+    def limits(self, count):
+        """(what, value, limit, whether it is kept) of each figure that has a limit and was measured."""
+        median = lambda metric, mode="magnetar": self.median(mode, metric)  # noqa: E731
+        boot, by_hand = median("boot to PID 1", "qemu alone"), median("exec true", "crun by hand")
+        known = [
+            ("agent ready / bare boot", median("agent ready") and boot and median("agent ready") / boot, 2, False),
+            ("exec true, ms", median("exec true"), by_hand and 2 * by_hand + 50, False),
+            ("agent RSS, MiB", median("agent RSS"), 4, False),
+            (f"supervisor PSS with {pods(count)}, MiB", median(f"supervisor PSS, {pods(count)}"), 2, False),
+            (f"daemon RSS with {pods(count)}, MiB", median(f"daemon RSS, {pods(count)}"), 25, False),
+            ("log throughput, MiB/s", median("log throughput"), 50, True),
+        ]
+        return [(text, value, limit, value >= limit if least else value <= limit)
+                for text, value, limit, least in known if value and limit]
