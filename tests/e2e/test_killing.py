@@ -256,6 +256,7 @@ def test_paused_daemon_kills_nobody(own_stack, before):
     own_stack.start_daemon()
     with own_stack.pod() as pod:
         container = pod.shell()
+        # Longer than two heartbeats, and then long enough for one that goes unanswered to show.
         own_stack.daemon.service.signal(signal.SIGSTOP)
         time.sleep(10)
         own_stack.daemon.service.signal(signal.SIGCONT)
@@ -283,6 +284,7 @@ def test_orphans_are_removed(own_stack, before):
 
         wait_until(gone, 60, "the orphan lives on", interval=0.5)
         assert pod.status()["state"] == "SANDBOX_READY"
+        # For twice the time after which it would be one.
         own_stack.containerd.service.kill()
         time.sleep(12)
         assert controller.call("Status", sandbox_id=pod.id).state == "SANDBOX_READY"

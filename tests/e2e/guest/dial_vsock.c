@@ -23,7 +23,8 @@ static void Dial(int type, unsigned cid, unsigned port) {
   address.svm_cid = cid;
   address.svm_port = port;
   if (connect(fd, (const struct sockaddr*)&address, sizeof address) == 0) {
-    // A peer that refuses strangers may do so only after the handshake: then there is nothing to read.
+    // A peer that refuses strangers may do so only after the handshake: then there is nothing to
+    // read.
     char byte;
     const struct timeval patience = {.tv_sec = 2};
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
