@@ -122,7 +122,8 @@ void HostRequests::Leave(const std::string& container_id) {
 }
 
 bool HostRequests::HasSteps(const std::string& container_id) const {
-  return std::any_of(storage_.steps.begin(), storage_.steps.end(),
+  const std::vector<StorageStep> steps = storage_.journal_steps();
+  return std::any_of(steps.begin(), steps.end(),
                      [&](const StorageStep& s) { return s.container_id == container_id; });
 }
 
