@@ -10,6 +10,11 @@ endif()
 # Release is for machines that run pods by the dozen: small code over unrolled loops.
 set(CMAKE_CXX_FLAGS_RELEASE "-Os -DNDEBUG")
 
+# Most of a file's compilation is the headers of Asio, abseil and gRPC: several files of a library
+# compile as one (preset `dev` switches that off, for whoever changes one of them again and again).
+option(CMAKE_UNITY_BUILD "Compile several files of a library as one" ON)
+set(CMAKE_UNITY_BUILD_BATCH_SIZE 10 CACHE STRING "How many files compile as one")
+
 find_program(CCACHE ccache)
 if(CCACHE)
   set(CMAKE_CXX_COMPILER_LAUNCHER ${CCACHE})
@@ -22,6 +27,10 @@ target_link_options(magnetar_flags INTERFACE -Wl,--gc-sections -Wl,-z,relro,-z,n
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # GCC 12 reports these in abseil's and Boost's inlined code.
   target_compile_options(magnetar_flags INTERFACE -Wno-maybe-uninitialized -Wno-restrict -Wno-mismatched-new-delete)
+  if(CMAKE_UNITY_BUILD)
+    # To GCC the files that make up a unit are headers, whose coroutines must not hold what is local to them.
+    target_compile_options(magnetar_flags INTERFACE -Wno-subobject-linkage)
+  endif()
 endif()
 if(MAGNETAR_SANITIZE)
   target_compile_options(magnetar_flags INTERFACE -fsanitize=${MAGNETAR_SANITIZE} -fno-omit-frame-pointer)

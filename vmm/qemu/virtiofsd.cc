@@ -10,7 +10,7 @@ constexpr int kListenerTarget = 10;
 constexpr uint64_t kOpenFiles = 1 << 20;
 
 // Files of any owner and kind; and SYS_ADMIN, SETPCAP for its sandbox, which it gives up.
-constexpr const char* kCapabilities[] = {"CAP_CHOWN",     "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH",
+constexpr const char* kVirtiofsdCapabilities[] = {"CAP_CHOWN",     "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH",
                                          "CAP_FOWNER",    "CAP_FSETID",       "CAP_SETGID",
                                          "CAP_SETUID",    "CAP_MKNOD",        "CAP_SETFCAP",
                                          "CAP_SYS_ADMIN", "CAP_SETPCAP"};
@@ -42,7 +42,7 @@ supervisor::v1::Process VirtiofsdProcess(const std::string& program, const std::
     process.add_argv("--log-level=warn");
   }
   process.set_nofile(kOpenFiles);
-  for (const char* name : kCapabilities) process.add_capabilities(name);
+  for (const char* name : kVirtiofsdCapabilities) process.add_capabilities(name);
   supervisor::v1::Descriptor& descriptor = *process.add_descriptors();
   descriptor.set_source(listener);
   descriptor.set_target(kListenerTarget);

@@ -16,8 +16,6 @@
 namespace magnetar::ttrpc {
 namespace {
 
-// Beyond this a timeout is none; it also keeps the sum with the clock in range.
-constexpr std::chrono::nanoseconds kMaxTimeout = std::chrono::hours(24 * 365);
 constexpr uint32_t kLastId = 0xffffffff;
 
 struct PendingCall {

@@ -3,6 +3,7 @@
 #include <array>
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/generic/stream_protocol.hpp>
+#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -19,6 +20,9 @@
 #include "src/common/ttrpc/frame.h"
 
 namespace magnetar::ttrpc {
+
+// Beyond this a timeout is none; it also keeps the sum with the clock in range.
+inline constexpr std::chrono::nanoseconds kMaxTimeout = std::chrono::hours(24 * 365);
 
 // A frame on its way out.
 class Outgoing {

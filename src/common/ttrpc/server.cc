@@ -20,9 +20,6 @@
 namespace magnetar::ttrpc {
 namespace {
 
-// Beyond this a timeout is none; it also keeps the sum with the clock in range.
-constexpr std::chrono::nanoseconds kMaxTimeout = std::chrono::hours(24 * 365);
-
 std::string Quoted(absl::string_view name) {
   return absl::StrCat("\"", absl::CHexEscape(name.substr(0, 128)), "\"");
 }

@@ -17,6 +17,7 @@
 #include "magnetar/files.h"
 #include "magnetar/status.h"
 #include "magnetar/unique_fd.h"
+#include "src/daemon/cgroup/directory.h"
 
 namespace magnetar::daemon {
 namespace {
@@ -81,10 +82,6 @@ absl::Status EnableControllers(const std::string& directory,
   }
   return absl::OkStatus();
 }
-
-struct DirectoryCloser {
-  void operator()(DIR* directory) const { ::closedir(directory); }
-};
 
 // Until v2 tells that the last process has left; v1 tells nothing, so there it is a pause.
 void AwaitChange(const std::string& directory) {

@@ -20,15 +20,12 @@
 #include "magnetar/files.h"
 #include "magnetar/status.h"
 #include "magnetar/unique_fd.h"
+#include "src/daemon/cgroup/directory.h"
 
 namespace magnetar::daemon {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-struct DirectoryCloser {
-  void operator()(DIR* directory) const { ::closedir(directory); }
-};
 
 absl::StatusOr<std::set<int>> ProcessesInAll(const std::vector<std::string>& directories) {
   std::set<int> all;
