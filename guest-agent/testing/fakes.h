@@ -71,8 +71,6 @@ class FakeRuntime : public OciRuntime {
   }
 
   std::string exec_command;
-  // What the last Exec was asked to run.
-  std::string exec_process;
   pid_t last_pid = 0;
 
  private:

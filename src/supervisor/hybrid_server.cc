@@ -18,7 +18,7 @@ namespace {
 
 constexpr std::chrono::seconds kConnectLineDeadline{10};
 // For a guest that runs but does not accept.
-constexpr std::chrono::seconds kConnectDeadline{10};
+constexpr std::chrono::seconds kGuestDeadline{10};
 
 // True: the guest has knocked.
 Co<absl::StatusOr<bool>> AwaitKnock(GuestAccess access) {
@@ -36,7 +36,7 @@ Co<void> Handle(AsyncFd& socket, const GuestAccess& access) {
   const absl::StatusOr<bool> ready = co_await std::move(knock);
   if (!ready.ok() || !*ready) co_return;
   auto connect =
-      Bounded({.limit = kConnectDeadline, .client = &socket}, access.link->Connect(*port));
+      Bounded({.limit = kGuestDeadline, .client = &socket}, access.link->Connect(*port));
   absl::StatusOr<UniqueFd> guest = co_await std::move(connect);
   if (!guest.ok()) co_return;
   std::string answer = absl::StrCat("OK ", *port, "\n");

@@ -12,7 +12,7 @@ namespace {
 
 using MetricsTest = FakeTree;
 
-const Hierarchy kV2 = {"/c", true, NeededControllers()};
+const Hierarchy kUnified = {"/c", true, NeededControllers()};
 
 TEST_F(MetricsTest, V2) {
   Put("c/cpu.stat",
@@ -28,7 +28,7 @@ TEST_F(MetricsTest, V2) {
   Put("c/pids.max", "64\n");
   Put("c/io.stat", "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0\n\n254:16 rbytes=5\n");
   io::containerd::cgroups::v2::Metrics m;
-  ReadMetricsV2(kV2, Path("c"), m);
+  ReadMetricsV2(kUnified, Path("c"), m);
   EXPECT_EQ(m.cpu().usage_usec(), 3000u);
   EXPECT_EQ(m.cpu().system_usec(), 1000u);
   EXPECT_EQ(m.cpu().nr_throttled(), 4u);
@@ -88,7 +88,7 @@ TEST_F(MetricsTest, V1InTheFormOfV2) {
 
 TEST_F(MetricsTest, AbsentFilesAreZero) {
   io::containerd::cgroups::v2::Metrics m;
-  ReadMetricsV2(kV2, Path("none"), m);
+  ReadMetricsV2(kUnified, Path("none"), m);
   EXPECT_EQ(m.memory().usage(), 0u);
   EXPECT_EQ(m.io().usage_size(), 0);
 }
