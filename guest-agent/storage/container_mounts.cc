@@ -1,22 +1,20 @@
 #include "guest-agent/storage/container_mounts.h"
 
 #include <sys/mount.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
-#include <cerrno>
+#include <algorithm>
 #include <chrono>
 #include <utility>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "guest-agent/init/modules.h"
 #include "guest-agent/storage/disks.h"
 #include "guest-agent/storage/mount.h"
 #include "guest-agent/util/log.h"
-#include "magnetar/files.h"
 #include "magnetar/status.h"
 
 namespace magnetar::guest {
@@ -44,34 +42,37 @@ absl::Status CheckBelow(const std::string& path, const std::string& directory) {
 
 absl::Status KernelContainerMounts::MountOne(const std::string& directory,
                                              const agent::v1::Storage& storage) {
-  if (!storage.target().empty()) {
-    MAGNETAR_RETURN_IF_ERROR(CheckBelow(storage.target(), directory));
-  }
   const std::vector<std::string> options(storage.options().begin(), storage.options().end());
-  MountFlags parsed = ParseMountOptions(options);
+  MountOptions parsed = ParseMountOptions(options);
   if (storage.read_only()) parsed.flags |= MS_RDONLY;
   switch (storage.kind()) {
-    case agent::v1::Storage::SHARED: {
-      const std::string source = absl::StrCat(paths_.shared, "/", storage.source());
-      MAGNETAR_RETURN_IF_ERROR(CheckBelow(source, paths_.shared));
-      struct stat st;
-      if (::stat(source.c_str(), &st) != 0) return ErrnoStatus(errno, source);
-      if (storage.target().empty()) return absl::OkStatus();
-      return Mount(source, storage.target(), "", parsed.flags | MS_BIND | MS_REC, "");
-    }
     case agent::v1::Storage::DISK: {
+      MAGNETAR_RETURN_IF_ERROR(CheckBelow(storage.target(), directory));
       LoadModulesFor("scsi");
       LoadModulesFor(storage.fstype());
       const absl::StatusOr<std::string> disk = WaitForDisk(storage.serial(), kDiskTimeout);
       if (!disk.ok()) return disk.status();
-      return Mount(*disk, storage.target(), storage.fstype(), parsed.flags, parsed.data);
+      return Mount(*disk, storage.target(), storage.fstype(), parsed.flags,
+                   absl::StrJoin(parsed.data, ","));
     }
     case agent::v1::Storage::TMPFS:
-      return Mount("tmpfs", storage.target(), "tmpfs", parsed.flags, parsed.data);
+      MAGNETAR_RETURN_IF_ERROR(CheckBelow(storage.target(), paths_.volumes));
+      return MountVolume(storage.target(), parsed);
     default:
-      return absl::UnimplementedError(
+      // Never UNIMPLEMENTED: containerd would try an older Task API.
+      return absl::FailedPreconditionError(
           absl::StrCat("storage of kind ", static_cast<int>(storage.kind())));
   }
+}
+
+// Once for the pod: its containers share what is in it, one after another and side by side.
+absl::Status KernelContainerMounts::MountVolume(const std::string& target,
+                                                const MountOptions& options) {
+  const std::lock_guard lock(volumes_mutex_);
+  const absl::StatusOr<std::vector<std::string>> mounts = MountsBelow(target);
+  if (!mounts.ok()) return mounts.status();
+  if (std::find(mounts->begin(), mounts->end(), target) != mounts->end()) return absl::OkStatus();
+  return Mount("tmpfs", target, "tmpfs", options.flags, absl::StrJoin(options.data, ","));
 }
 
 absl::Status KernelContainerMounts::MountAll(const std::string& container_id,

@@ -1,10 +1,12 @@
 #pragma once
 
+#include <mutex>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "magnetar/agent.pb.h"
+#include "magnetar/mounts.h"
 
 namespace magnetar::guest {
 
@@ -13,7 +15,8 @@ namespace magnetar::guest {
 class ContainerMounts {
  public:
   virtual ~ContainerMounts() = default;
-  // Mounts in order; on an error everything is undone.
+  // Mounts in order; on an error everything is undone but the pod's volumes, which are there
+  // until the VM ends.
   virtual absl::Status MountAll(const std::string& container_id,
                                 const std::vector<agent::v1::Storage>& storages) = 0;
   // Unmounts everything below the container's directory and syncs. Repeatable.
@@ -23,6 +26,7 @@ class ContainerMounts {
 struct GuestPaths {
   std::string shared = "/run/magnetar/shared";
   std::string containers = "/run/magnetar/containers";
+  std::string volumes = "/run/magnetar/pod/volumes";
 };
 
 class KernelContainerMounts : public ContainerMounts {
@@ -34,8 +38,10 @@ class KernelContainerMounts : public ContainerMounts {
 
  private:
   absl::Status MountOne(const std::string& directory, const agent::v1::Storage& storage);
+  absl::Status MountVolume(const std::string& target, const MountOptions& options);
 
   const GuestPaths paths_;
+  std::mutex volumes_mutex_;
 };
 
 // INVALID_ARGUMENT unless `path` is absolute, below `directory`, and has no "..".

@@ -6,60 +6,18 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <utility>
 
-#include "absl/strings/numbers.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
 #include "guest-agent/util/log.h"
 #include "magnetar/files.h"
+#include "magnetar/mounts.h"
 #include "magnetar/status.h"
 #include "magnetar/unique_fd.h"
 
 namespace magnetar::guest {
 namespace {
-
-constexpr struct {
-  absl::string_view name;
-  unsigned long set;
-  unsigned long clear;
-} kOptions[] = {
-    {"ro", MS_RDONLY, 0},
-    {"rw", 0, MS_RDONLY},
-    {"nosuid", MS_NOSUID, 0},
-    {"suid", 0, MS_NOSUID},
-    {"nodev", MS_NODEV, 0},
-    {"dev", 0, MS_NODEV},
-    {"noexec", MS_NOEXEC, 0},
-    {"exec", 0, MS_NOEXEC},
-    {"sync", MS_SYNCHRONOUS, 0},
-    {"dirsync", MS_DIRSYNC, 0},
-    {"noatime", MS_NOATIME, 0},
-    {"nodiratime", MS_NODIRATIME, 0},
-    {"relatime", MS_RELATIME, 0},
-    {"strictatime", MS_STRICTATIME, 0},
-    {"lazytime", MS_LAZYTIME, 0},
-    {"bind", MS_BIND, 0},
-    {"rbind", MS_BIND | MS_REC, 0},
-    // Words of mount(8) and containerd that say nothing to the kernel here: the
-    // host has already made a block device of the file.
-    {"defaults", 0, 0},
-    {"loop", 0, 0},
-};
-
-// mountinfo writes space, tab, newline and backslash as octal.
-std::string Unescape(absl::string_view text) {
-  std::string out;
-  for (size_t i = 0; i < text.size(); ++i) {
-    if (text[i] == '\\' && i + 3 < text.size()) {
-      out.push_back(static_cast<char>((text[i + 1] - '0') * 64 + (text[i + 2] - '0') * 8 +
-                                      (text[i + 3] - '0')));
-      i += 3;
-    } else {
-      out.push_back(text[i]);
-    }
-  }
-  return out;
-}
 
 void SyncFileSystem(const std::string& target) {
   const UniqueFd fd(::open(target.c_str(), O_RDONLY | O_CLOEXEC));
@@ -69,20 +27,6 @@ void SyncFileSystem(const std::string& target) {
 }
 
 }  // namespace
-
-MountFlags ParseMountOptions(const std::vector<std::string>& options) {
-  MountFlags out;
-  for (const std::string& option : options) {
-    const auto* known = std::find_if(std::begin(kOptions), std::end(kOptions),
-                                     [&](const auto& o) { return o.name == option; });
-    if (known != std::end(kOptions)) {
-      out.flags = (out.flags & ~known->clear) | known->set;
-    } else {
-      absl::StrAppend(&out.data, out.data.empty() ? "" : ",", option);
-    }
-  }
-  return out;
-}
 
 absl::Status Mount(const std::string& source, const std::string& target, const std::string& fstype,
                    unsigned long flags, const std::string& data) {
@@ -120,11 +64,7 @@ absl::StatusOr<std::vector<std::string>> MountsBelow(absl::string_view path) {
   const absl::StatusOr<std::string> info = ReadFile("/proc/self/mountinfo");
   if (!info.ok()) return info.status();
   std::vector<std::string> found;
-  for (const absl::string_view line : absl::StrSplit(*info, '\n', absl::SkipEmpty())) {
-    // "36 35 98:0 /root /mount/point options ...": the fifth field.
-    const std::vector<absl::string_view> fields = absl::StrSplit(line, absl::MaxSplits(' ', 5));
-    if (fields.size() < 6) continue;
-    std::string target = Unescape(fields[4]);
+  for (std::string& target : MountPoints(*info)) {
     const bool below = absl::StartsWith(target, path) &&
                        (target.size() == path.size() || target[path.size()] == '/');
     if (below) found.push_back(std::move(target));

@@ -9,14 +9,6 @@
 
 namespace magnetar::guest {
 
-// Options as mount(8) has them, taken apart into the kernel's flags and the file
-// system's own data ("ro", "noatime", "nouuid" -> MS_RDONLY|MS_NOATIME, "nouuid").
-struct MountFlags {
-  unsigned long flags = 0;
-  std::string data;
-};
-MountFlags ParseMountOptions(const std::vector<std::string>& options);
-
 // mount(2); makes `target` if it is missing. Blocks.
 absl::Status Mount(const std::string& source, const std::string& target, const std::string& fstype,
                    unsigned long flags, const std::string& data);

@@ -1,22 +1,21 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <iostream>
 
 #include "guest-agent/storage/container_mounts.h"
 #include "guest-agent/storage/disks.h"
 #include "guest-agent/storage/mount.h"
 #include "guest-agent/testing/temp_dir.h"
+#include "src/common/testing/mount_namespace.h"
 
 namespace magnetar::guest {
 namespace {
-
-TEST(MountOptions, AreTakenApart) {
-  const MountFlags flags = ParseMountOptions({"ro", "noatime", "nouuid", "loop", "size=64k"});
-  EXPECT_EQ(flags.flags, static_cast<unsigned long>(MS_RDONLY | MS_NOATIME));
-  EXPECT_EQ(flags.data, "nouuid,size=64k");
-  EXPECT_EQ(ParseMountOptions({"ro", "rw"}).flags, 0UL);
-  EXPECT_EQ(ParseMountOptions({"rbind"}).flags, static_cast<unsigned long>(MS_BIND | MS_REC));
-}
 
 TEST(Disks, AreFoundBySerial) {
   const testing::TempDir dir;
@@ -60,25 +59,63 @@ TEST(ContainerMounts, RefusesTargetsElsewhere) {
   const testing::TempDir dir;
   GuestPaths paths;
   paths.containers = dir / "containers";
-  paths.shared = dir / "shared";
-  dir.Write("shared/c/rootfs/x", "");
+  paths.volumes = dir / "volumes";
   KernelContainerMounts mounts(paths);
   agent::v1::Storage storage;
-  storage.set_kind(agent::v1::Storage::TMPFS);
+  storage.set_kind(agent::v1::Storage::DISK);
   storage.set_target("/etc");
   EXPECT_EQ(mounts.MountAll("c", {storage}).code(), absl::StatusCode::kInvalidArgument);
   storage.set_target(dir / "containers/other/rootfs");
   EXPECT_EQ(mounts.MountAll("c", {storage}).code(), absl::StatusCode::kInvalidArgument);
-  storage.Clear();
-  storage.set_kind(agent::v1::Storage::SHARED);
-  storage.set_source("../secret");
+  storage.set_kind(agent::v1::Storage::TMPFS);
+  storage.set_target(dir / "containers/c/rootfs");
   EXPECT_EQ(mounts.MountAll("c", {storage}).code(), absl::StatusCode::kInvalidArgument);
-  storage.set_source("c/rootfs");
-  EXPECT_EQ(mounts.MountAll("c", {storage}), absl::OkStatus());
-  storage.set_source("c/missing");
-  EXPECT_EQ(mounts.MountAll("c", {storage}).code(), absl::StatusCode::kNotFound);
+  storage.set_target(dir / "volumes/../x");
+  EXPECT_EQ(mounts.MountAll("c", {storage}).code(), absl::StatusCode::kInvalidArgument);
   storage.Clear();
-  EXPECT_EQ(mounts.MountAll("c", {storage}).code(), absl::StatusCode::kUnimplemented);
+  EXPECT_EQ(mounts.MountAll("c", {storage}).code(), absl::StatusCode::kFailedPrecondition);
+}
+
+// Ends the process: 0 if the containers of a pod share a volume that outlives each of them.
+void CheckVolumes(const testing::TempDir& dir) {
+  constexpr int kWrong = 1, kNoNamespace = 2;
+  const absl::Status entered = EnterMountNamespace();
+  if (!entered.ok()) {
+    std::cerr << entered << std::endl;
+    ::_exit(kNoNamespace);
+  }
+  GuestPaths paths;
+  paths.shared = dir / "shared";
+  paths.containers = dir / "containers";
+  paths.volumes = dir / "volumes";
+  KernelContainerMounts mounts(paths);
+  agent::v1::Storage storage;
+  storage.set_kind(agent::v1::Storage::TMPFS);
+  storage.set_target(dir / "volumes/cache");
+  for (const char* option : {"size=1048576", "mode=1770"}) storage.add_options(option);
+  bool good = mounts.MountAll("c1", {storage}).ok();
+  dir.Write("volumes/cache/file", "kept");
+  good = good && mounts.MountAll("c2", {storage}).ok() && mounts.UnmountAll("c1").ok() &&
+         mounts.MountAll("c1", {storage}).ok() && dir.Read("volumes/cache/file") == "kept" &&
+         MountsBelow(dir / "volumes")->size() == 1;
+  struct stat st = {};
+  struct statfs fs = {};
+  good = good && ::stat((dir / "volumes/cache").c_str(), &st) == 0 &&
+         ::statfs((dir / "volumes/cache").c_str(), &fs) == 0 && (st.st_mode & 07777) == 01770 &&
+         static_cast<uint64_t>(fs.f_blocks) * static_cast<uint64_t>(fs.f_bsize) == 1048576;
+  ::_exit(good ? 0 : kWrong);
+}
+
+TEST(ContainerMounts, VolumesAreThePods) {
+  const testing::TempDir dir;
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) CheckVolumes(dir);
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  ASSERT_TRUE(WIFEXITED(status));
+  if (WEXITSTATUS(status) == 2) GTEST_SKIP() << "no mount namespace of its own";
+  EXPECT_EQ(WEXITSTATUS(status), 0);
 }
 
 }  // namespace

@@ -42,11 +42,4 @@ absl::StatusOr<SpecFacts> ReadSpecFacts(const std::string& json) {
   return facts;
 }
 
-absl::Status CheckJsonObject(const std::string& json, const std::string& what) {
-  const Json parsed = Json::parse(json, nullptr, /*allow_exceptions=*/false);
-  if (!parsed.is_object())
-    return absl::InvalidArgumentError(absl::StrCat(what, " is no JSON object"));
-  return absl::OkStatus();
-}
-
 }  // namespace magnetar::guest

@@ -22,7 +22,4 @@ inline constexpr char kPodPidNamespace[] = "/run/magnetar/pod/ns/pid";
 // INVALID_ARGUMENT if it is no spec or its cgroup is not below /pod.
 absl::StatusOr<SpecFacts> ReadSpecFacts(const std::string& json);
 
-// INVALID_ARGUMENT unless it is one JSON object.
-absl::Status CheckJsonObject(const std::string& json, const std::string& what);
-
 }  // namespace magnetar::guest

@@ -3,12 +3,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "guest-agent/task/cgroup.h"
-#include "guest-agent/task/spec.h"
 #include "guest-agent/task/task_manager.h"
 #include "guest-agent/task/timestamp.h"
 #include "guest-agent/util/log.h"
 #include "magnetar/blocking.h"
 #include "magnetar/files.h"
+#include "magnetar/guest_spec.h"
 #include "magnetar/status.h"
 
 namespace magnetar::guest {
@@ -73,9 +73,11 @@ TaskManager::Result<TaskManager::Empty> TaskManager::Update(v3::UpdateTaskReques
   }
   // Only annotations: nothing in the guest depends on them.
   if (request.resources().value().empty()) co_return Empty();
-  MAGNETAR_CO_RETURN_IF_ERROR(CheckJsonObject(request.resources().value(), "resources"));
+  // containerd sends all resources of the spec as the host has it, with every update.
+  const absl::StatusOr<std::string> resources = ReducedResources(request.resources().value());
+  if (!resources.ok()) co_return Annotate(resources.status(), "resources");
   const std::string file = absl::StrCat(container->directory, "/resources.json");
-  MAGNETAR_CO_RETURN_IF_ERROR(WriteFileAtomically(file, request.resources().value()));
+  MAGNETAR_CO_RETURN_IF_ERROR(WriteFileAtomically(file, *resources));
   auto update = env_.runtime->Update(container->id, file);
   const absl::Status status = co_await std::move(update);
   if (!status.ok()) co_return status;

@@ -10,11 +10,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "guest-agent/task/cgroup.h"
-#include "guest-agent/task/spec.h"
 #include "guest-agent/task/task_manager.h"
 #include "guest-agent/task/timestamp.h"
 #include "guest-agent/util/log.h"
 #include "magnetar/files.h"
+#include "magnetar/guest_spec.h"
 #include "magnetar/ids.h"
 #include "magnetar/status.h"
 
@@ -214,11 +214,13 @@ TaskManager::Result<TaskManager::Empty> TaskManager::Exec(v3::ExecProcessRequest
   if ((*container)->paused) {
     co_return absl::FailedPreconditionError("cannot exec in a paused state");
   }
-  MAGNETAR_CO_RETURN_IF_ERROR(CheckJsonObject(request.spec().value(), "the exec's spec"));
+  // It is made of the spec as the host has it.
+  absl::StatusOr<std::string> spec = ReducedProcess(request.spec().value());
+  if (!spec.ok()) co_return Annotate(spec.status(), "the exec's process");
   auto process = std::make_shared<Process>(executor_);
   process->exec_id = request.exec_id();
   process->connection = connection;
-  process->spec = std::move(*request.mutable_spec()->mutable_value());
+  process->spec = *std::move(spec);
   ProcessIo::Uris uris{request.stdin(), request.stdout(), request.stderr(), request.terminal()};
   auto io = ProcessIo::Open(executor_, *env_.streams, std::move(uris));
   if (!io.ok()) co_return io.status();

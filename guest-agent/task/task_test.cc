@@ -95,7 +95,7 @@ class TaskTest : public ::testing::Test {
     v3::ExecProcessRequest request;
     request.set_id("c");
     request.set_exec_id(exec);
-    request.mutable_spec()->set_value(R"({"args":["x"]})");
+    request.mutable_spec()->set_value(R"({"apparmorProfile":"host's","args":["x"]})");
     return loop_.Run(tasks_.Exec(request, connection)).status();
   }
   absl::StatusOr<v3::WaitResponse> Wait(const std::string& exec = "") {
@@ -273,6 +273,7 @@ TEST_F(TaskTest, ExecsHaveTheirOwnLives) {
   EXPECT_EQ(Kill(9, "e").code(), Code::kFailedPrecondition);
   runtime_.exec_command = "exit 9";
   ASSERT_EQ(Start("e"), absl::OkStatus());
+  EXPECT_EQ(runtime_.exec_process, R"({"args":["x"]})");
   EXPECT_EQ(Wait("e")->exit_status(), 9U);
   EXPECT_EQ(Start("e").code(), Code::kFailedPrecondition);
   EXPECT_EQ(Delete("e")->exit_status(), 9U);
@@ -365,8 +366,9 @@ TEST_F(TaskTest, AnswersTheSmallCalls) {
   EXPECT_TRUE(loop_.Run(tasks_.Update(update)).ok());
   update.mutable_resources()->set_value("nonsense");
   EXPECT_EQ(loop_.Run(tasks_.Update(update)).status().code(), Code::kInvalidArgument);
-  update.mutable_resources()->set_value(R"({"memory":{"limit":1}})");
+  update.mutable_resources()->set_value(R"({"cpu":{"cpus":"6-7"},"memory":{"limit":1}})");
   EXPECT_TRUE(loop_.Run(tasks_.Update(update)).ok());
+  EXPECT_EQ(runtime_.resources, R"({"cpu":{},"memory":{"limit":1}})");
   EXPECT_THAT(runtime_.calls, ::testing::Contains("update c"));
   v3::ResizePtyRequest resize;
   resize.set_id("c");

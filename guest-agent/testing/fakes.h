@@ -13,6 +13,7 @@
 #include "guest-agent/storage/container_mounts.h"
 #include "guest-agent/task/oci_runtime.h"
 #include "guest-agent/util/spawn.h"
+#include "magnetar/files.h"
 
 // In-memory stand-ins for what the tasks stand on.
 namespace magnetar::guest::testing {
@@ -24,6 +25,7 @@ class FakeRuntime : public OciRuntime {
   std::map<std::string, std::string> commands;
   absl::Status create_status, start_status, exec_status;
   std::vector<std::string> calls;
+  std::string exec_process, resources;  // JSON that the last Exec and Update got
 
   Co<absl::StatusOr<pid_t>> Create(std::string id, std::string bundle,
                                    ProcessStdio stdio) override {
@@ -35,8 +37,9 @@ class FakeRuntime : public OciRuntime {
     calls.push_back(absl::StrCat("start ", id));
     co_return start_status;
   }
-  Co<absl::StatusOr<pid_t>> Exec(std::string id, std::string, ProcessStdio stdio) override {
+  Co<absl::StatusOr<pid_t>> Exec(std::string id, std::string file, ProcessStdio stdio) override {
     calls.push_back(absl::StrCat("exec ", id));
+    exec_process = ReadFile(file).value_or("");
     if (!exec_status.ok()) co_return exec_status;
     co_return Shell(exec_command, stdio);
   }
@@ -46,8 +49,9 @@ class FakeRuntime : public OciRuntime {
     if (last_pid > 0) ::kill(last_pid, SIGKILL);
     co_return absl::OkStatus();
   }
-  Co<absl::Status> Update(std::string id, std::string) override {
+  Co<absl::Status> Update(std::string id, std::string file) override {
     calls.push_back(absl::StrCat("update ", id));
+    resources = ReadFile(file).value_or("");
     co_return absl::OkStatus();
   }
 

@@ -10,7 +10,7 @@
 
 // Access to JSON that never throws: whatever the document, a member is there with
 // the wanted type, absent (also: null), or an INVALID_ARGUMENT that names it.
-namespace magnetar::daemon {
+namespace magnetar {
 
 using Json = nlohmann::json;
 
@@ -28,4 +28,4 @@ absl::StatusOr<std::vector<std::string>> FindStrings(Json& parent, const std::st
 // Whether a member is there and says something: not null, not an empty object, array or string.
 bool HasContent(const Json& parent, const char* key);
 
-}  // namespace magnetar::daemon
+}  // namespace magnetar

@@ -1,10 +1,10 @@
-#include "src/daemon/storage/spec_json.h"
+#include "magnetar/spec_json.h"
 
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 
-namespace magnetar::daemon {
+namespace magnetar {
 namespace {
 
 constexpr int kMaxDepth = 64;
@@ -93,4 +93,4 @@ bool HasContent(const Json& parent, const char* key) {
   return !it->is_structured() || !it->empty();
 }
 
-}  // namespace magnetar::daemon
+}  // namespace magnetar

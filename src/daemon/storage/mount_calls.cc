@@ -14,39 +14,13 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "magnetar/mounts.h"
 #include "magnetar/status.h"
 
 namespace magnetar::daemon {
 namespace {
 
 constexpr char kLowerDir[] = "lowerdir=";
-
-constexpr struct {
-  const char* option;
-  unsigned long set;
-  unsigned long clear;
-} kMountFlags[] = {
-    {"ro", MS_RDONLY, 0},
-    {"rw", 0, MS_RDONLY},
-    {"nosuid", MS_NOSUID, 0},
-    {"nodev", MS_NODEV, 0},
-    {"noexec", MS_NOEXEC, 0},
-    {"noatime", MS_NOATIME, 0},
-    {"suid", 0, MS_NOSUID},
-    {"dev", 0, MS_NODEV},
-    {"exec", 0, MS_NOEXEC},
-    {"relatime", MS_RELATIME, 0},
-    {"nodiratime", MS_NODIRATIME, 0},
-};
-
-bool ApplyFlag(const std::string& option, unsigned long& flags) {
-  for (const auto& known : kMountFlags) {
-    if (option != known.option) continue;
-    flags = (flags | known.set) & ~known.clear;
-    return true;
-  }
-  return false;
-}
 
 // "/a/b/" for "/a/b/c/d" and "/a/b/e"; a common part is never a whole path.
 std::string CommonDirectory(const std::vector<std::string>& paths) {
@@ -89,12 +63,12 @@ absl::Status AttachTree(int tree, int target) {
 absl::StatusOr<MountArguments> OverlayArguments(const std::vector<std::string>& options,
                                                 size_t page_bytes) {
   MountArguments result;
-  std::vector<std::string> data;
-  for (const std::string& option : options) {
-    // containerd's notes to itself.
-    if (absl::StartsWith(option, "X-containerd.")) continue;
-    if (!ApplyFlag(option, result.flags)) data.push_back(option);
-  }
+  MountOptions parsed = ParseMountOptions(options);
+  result.flags = parsed.flags;
+  std::vector<std::string>& data = parsed.data;
+  // containerd's notes to itself.
+  std::erase_if(
+      data, [](const std::string& option) { return absl::StartsWith(option, "X-containerd."); });
   result.data = absl::StrJoin(data, ",");
   // The kernel takes one page with its terminating zero.
   if (result.data.size() < page_bytes) return result;

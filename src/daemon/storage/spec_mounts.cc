@@ -196,17 +196,8 @@ Json BindJson(const std::string& destination, const std::string& source,
   return json;
 }
 
-Json SmallShm(const std::string& destination) {
-  Json json = Json::object();
-  json["destination"] = destination;
-  json["type"] = "tmpfs";
-  json["source"] = "shm";
-  json["options"] = {"nosuid", "noexec", "nodev", "mode=1777", "size=65536k"};
-  return json;
-}
-
 absl::Status RewriteBind(const Mount& mount, const SpecRequest& request, Json& json,
-                         std::vector<HostBind>& binds) {
+                         RewrittenSpec& result) {
   HostBind bind;
   bind.recursive = mount.type == "rbind";
   std::vector<std::string> options;
@@ -218,10 +209,11 @@ absl::Status RewriteBind(const Mount& mount, const SpecRequest& request, Json& j
       json = BindJson(mount.destination, guest_path, std::move(options));
       return absl::OkStatus();
     }
-    if (!file->add_if_absent) {
-      json = SmallShm(mount.destination);
-      return absl::OkStatus();
-    }
+  }
+  if (const auto volume = request.guest_volumes.find(mount.index);
+      volume != request.guest_volumes.end()) {
+    json = BindJson(mount.destination, volume->second, std::move(options));
+    return absl::OkStatus();
   }
 
   MAGNETAR_RETURN_IF_ERROR(CheckSource(mount));
@@ -229,9 +221,14 @@ absl::Status RewriteBind(const Mount& mount, const SpecRequest& request, Json& j
   bind.name = absl::StrCat("m", mount.index);
   bind.source = mount.source;
   bind.destination = mount.destination;
+  // What the host mounts later would come writable, and the host could not keep it from the VM.
+  if (bind.read_only && bind.follow_host) {
+    bind.follow_host = false;
+    result.dropped.push_back("mounts: propagation from the host below a read-only bind");
+  }
   json = BindJson(mount.destination, absl::StrCat(request.guest_mounts, "/", bind.name),
                   std::move(options));
-  binds.push_back(std::move(bind));
+  result.binds.push_back(std::move(bind));
   return absl::OkStatus();
 }
 
@@ -250,7 +247,7 @@ std::string CleanPath(const std::string& path) {
   return absl::StrCat("/", absl::StrJoin(parts, "/"));
 }
 
-absl::Status RewriteMounts(Json& spec, const SpecRequest& request, std::vector<HostBind>& binds) {
+absl::Status RewriteMounts(Json& spec, const SpecRequest& request, RewrittenSpec& result) {
   absl::StatusOr<Json*> mounts = FindArray(spec, "", "mounts");
   if (!mounts.ok()) return mounts.status();
   if (*mounts == nullptr) {
@@ -265,7 +262,7 @@ absl::Status RewriteMounts(Json& spec, const SpecRequest& request, std::vector<H
     if (!mount.ok()) return mount.status();
     destinations.push_back(CleanPath(mount->destination));
     if (IsBind(*mount)) {
-      MAGNETAR_RETURN_IF_ERROR(RewriteBind(*mount, request, json, binds));
+      MAGNETAR_RETURN_IF_ERROR(RewriteBind(*mount, request, json, result));
     } else if (!IsKernelType(mount->type)) {
       return Invalid(
           *mount, absl::StrCat("mount type \"", absl::CHexEscape(mount->type), "\" is not known"));

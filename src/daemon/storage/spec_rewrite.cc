@@ -6,9 +6,11 @@
 #include <utility>
 
 #include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "magnetar/guest_spec.h"
+#include "magnetar/spec_json.h"
 #include "magnetar/status.h"
-#include "src/daemon/storage/spec_json.h"
 #include "src/daemon/storage/spec_mounts.h"
 
 namespace magnetar::daemon {
@@ -30,29 +32,13 @@ constexpr DroppedField kDropped[] = {
     {"", "vm", true},
     {"", "zos", true},
     {"", "hooks", true},  // refused unless empty
-    {"process", "apparmorProfile", false},
-    {"process", "selinuxLabel", false},
     {"linux", "mountLabel", false},
     {"linux", "intelRdt", false},
 };
 
-// Resources that speak of the host's hardware, or of cgroup v1: the guest has v2 only.
-constexpr struct {
-  const char* group;
-  const char* key;  // nullptr: the whole group
-} kDroppedResources[] = {
-    {"blockIO", nullptr},
-    {"network", nullptr},
-    {"rdma", nullptr},
-    {"memory", "kernel"},
-    {"memory", "kernelTCP"},
-    {"memory", "swappiness"},
-    {"memory", "useHierarchy"},
-    {"cpu", "cpus"},
-    {"cpu", "mems"},
-    {"cpu", "realtimePeriod"},
-    {"cpu", "realtimeRuntime"},
-};
+// Annotations that command the guest's crun (its docs/crun.1) or CRIU: they name paths in the
+// agent's file system, sockets and filters, and are no business of a pod.
+constexpr const char* kDroppedAnnotations[] = {"run.oci.", "org.criu."};
 
 // Where a namespace of the pod is in the guest; `path` stands for whatever the host's was.
 struct NamespaceRule {
@@ -128,7 +114,8 @@ const NamespaceRule* FindNamespaceRule(const std::string& type) {
   return nullptr;
 }
 
-absl::Status RewriteNamespace(Json& entry, const std::string& where, std::set<std::string>& seen) {
+absl::Status RewriteNamespace(Json& entry, const std::string& where, const SpecRequest& request,
+                              std::set<std::string>& seen) {
   if (!entry.is_object()) {
     return absl::InvalidArgumentError(absl::StrCat("spec: ", where, " is no object"));
   }
@@ -151,6 +138,13 @@ absl::Status RewriteNamespace(Json& entry, const std::string& where, std::set<st
   if (rule->guest_path == nullptr) {
     return Unsupported(absl::StrCat("linux.namespaces: ", *type), rule->refuse_path);
   }
+  // Every container's pid on the host is the VMM's: the path does not say whose it is.
+  if (*type == "pid" && !request.pod_shares_pids) {
+    return Unsupported("linux.namespaces: pid",
+                       "joining the processes of another container (namespace_options.pid TARGET, "
+                       "kubectl debug --target) is not supported; the pod does not share its pid "
+                       "namespace");
+  }
   if (*rule->guest_path == '\0') {
     entry.erase("path");
   } else {
@@ -159,14 +153,14 @@ absl::Status RewriteNamespace(Json& entry, const std::string& where, std::set<st
   return absl::OkStatus();
 }
 
-absl::Status RewriteNamespaces(Json& linux_section) {
+absl::Status RewriteNamespaces(Json& linux_section, const SpecRequest& request) {
   absl::StatusOr<Json*> namespaces = FindArray(linux_section, "linux", "namespaces");
   if (!namespaces.ok()) return namespaces.status();
   std::set<std::string> seen;
   if (*namespaces != nullptr) {
     for (size_t i = 0; i < (*namespaces)->size(); ++i) {
-      MAGNETAR_RETURN_IF_ERROR(
-          RewriteNamespace((**namespaces)[i], absl::StrCat("linux.namespaces[", i, "]"), seen));
+      MAGNETAR_RETURN_IF_ERROR(RewriteNamespace(
+          (**namespaces)[i], absl::StrCat("linux.namespaces[", i, "]"), request, seen));
     }
   }
   for (const NamespaceRule& rule : kNamespaces) {
@@ -216,48 +210,32 @@ absl::Status CheckDevices(Json& linux_section) {
   return absl::OkStatus();
 }
 
-// Kubelets send a limit of 0 for each page size of the host; the guest may lack that size,
-// and has no such pages anyway.
-absl::Status DropZeroHugepageLimits(Json& resources) {
-  absl::StatusOr<Json*> limits = FindArray(resources, "linux.resources", "hugepageLimits");
-  if (!limits.ok()) return limits.status();
-  if (*limits == nullptr) return absl::OkStatus();
-  Json kept = Json::array();
-  for (Json& limit : **limits) {
-    if (!limit.is_object()) {
-      return absl::InvalidArgumentError(
-          "spec: linux.resources.hugepageLimits is no array of objects");
-    }
-    if (limit.contains("limit") && limit["limit"] != 0) kept.push_back(std::move(limit));
-  }
-  if (kept.empty()) {
-    resources.erase("hugepageLimits");
-  } else {
-    resources["hugepageLimits"] = std::move(kept);
-  }
-  return absl::OkStatus();
-}
-
 absl::Status RewriteResources(Json& linux_section, std::vector<std::string>& dropped) {
   absl::StatusOr<Json*> resources = FindObject(linux_section, "linux", "resources");
   if (!resources.ok()) return resources.status();
-  if (*resources == nullptr) return absl::OkStatus();
-  for (const auto& rule : kDroppedResources) {
-    Json* parent = *resources;
-    const char* key = rule.group;
-    std::string where = "linux.resources";
-    if (rule.key != nullptr) {
-      absl::StatusOr<Json*> group = FindObject(**resources, where, rule.group);
-      if (!group.ok()) return group.status();
-      if (*group == nullptr) continue;
-      absl::StrAppend(&where, ".", rule.group);
-      parent = *group;
-      key = rule.key;
+  return *resources == nullptr ? absl::OkStatus() : ReduceResources(**resources, dropped);
+}
+
+absl::Status RewriteProcess(Json& spec, std::vector<std::string>& dropped) {
+  absl::StatusOr<Json*> process = FindObject(spec, "", "process");
+  if (!process.ok()) return process.status();
+  if (*process != nullptr) ReduceProcess(**process, dropped);
+  return absl::OkStatus();
+}
+
+absl::Status DropAnnotations(Json& spec, std::vector<std::string>& dropped) {
+  absl::StatusOr<Json*> annotations = FindObject(spec, "", "annotations");
+  if (!annotations.ok()) return annotations.status();
+  if (*annotations == nullptr) return absl::OkStatus();
+  for (const char* prefix : kDroppedAnnotations) {
+    std::vector<std::string> keys;
+    for (const auto& [key, value] : (*annotations)->items()) {
+      if (absl::StartsWith(key, prefix)) keys.push_back(key);
     }
-    if (HasContent(*parent, key)) dropped.push_back(absl::StrCat(where, ".", key));
-    parent->erase(key);
+    for (const std::string& key : keys) (*annotations)->erase(key);
+    if (!keys.empty()) dropped.push_back(absl::StrCat("annotations.", prefix, "*"));
   }
-  return DropZeroHugepageLimits(**resources);
+  return absl::OkStatus();
 }
 
 absl::Status RewriteLinux(Json& spec, const SpecRequest& request,
@@ -266,7 +244,7 @@ absl::Status RewriteLinux(Json& spec, const SpecRequest& request,
   if (!found.ok()) return found.status();
   if (*found == nullptr) return absl::InvalidArgumentError("spec: no linux section");
   Json& linux_section = **found;
-  MAGNETAR_RETURN_IF_ERROR(RewriteNamespaces(linux_section));
+  MAGNETAR_RETURN_IF_ERROR(RewriteNamespaces(linux_section, request));
   MAGNETAR_RETURN_IF_ERROR(CheckDevices(linux_section));
   MAGNETAR_RETURN_IF_ERROR(RewriteResources(linux_section, dropped));
   linux_section["cgroupsPath"] = absl::StrCat("/pod/", request.container_id);
@@ -298,10 +276,12 @@ absl::StatusOr<RewrittenSpec> RewriteSpec(const std::string& spec_json,
   MAGNETAR_RETURN_IF_ERROR(CheckHooks(*spec));
   (*spec)["ociVersion"] = kGuestOciVersion;
   MAGNETAR_RETURN_IF_ERROR(DropFields(*spec, result.dropped));
+  MAGNETAR_RETURN_IF_ERROR(DropAnnotations(*spec, result.dropped));
+  MAGNETAR_RETURN_IF_ERROR(RewriteProcess(*spec, result.dropped));
   MAGNETAR_RETURN_IF_ERROR(RewriteRoot(*spec, request));
-  MAGNETAR_RETURN_IF_ERROR(RewriteMounts(*spec, request, result.binds));
+  MAGNETAR_RETURN_IF_ERROR(RewriteMounts(*spec, request, result));
   MAGNETAR_RETURN_IF_ERROR(RewriteLinux(*spec, request, result.dropped));
-  result.json = spec->dump(-1, ' ', false, Json::error_handler_t::replace);
+  result.json = SpecText(*spec);
   return result;
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,10 @@ struct SpecRequest {
   std::string guest_mounts;  // directory in the guest in which bind mount N is "m<N>"
   // The pod's own files in the guest; empty: none.
   std::string guest_hostname, guest_hosts, guest_resolv_conf, guest_shm;
+  // Binds, by their index in the spec's mounts, of what the guest itself holds, and where.
+  std::map<size_t, std::string> guest_volumes;
+  // Whether a pid namespace with a path is the pod's; else it is another container's.
+  bool pod_shares_pids = true;
 };
 
 // A file or directory of the host to bind at `name` in the container's shared directory.
@@ -28,7 +33,8 @@ struct HostBind {
   std::string destination;
   bool recursive = false;
   bool read_only = false;
-  bool follow_host = false;  // later mounts below the source appear, too (rslave)
+  bool follow_host =
+      false;  // later mounts below the source appear, too (rslave); never if read-only
 };
 
 struct RewrittenSpec {

@@ -5,7 +5,7 @@
 
 #include <functional>
 
-#include "src/daemon/storage/spec_json.h"
+#include "magnetar/spec_json.h"
 #include "src/daemon/storage/spec_mounts.h"
 
 namespace magnetar::daemon {
@@ -226,12 +226,34 @@ TEST(SpecRewriteTest, FilesOfAnotherSandboxAreJustHostPaths) {
 TEST(SpecRewriteTest, WithoutPodFiles) {
   SpecRequest request = Request();
   request.guest_hostname = request.guest_hosts = request.guest_resolv_conf = request.guest_shm = "";
+  const Outcome out = Rewrite(Spec(), request);
+  ASSERT_TRUE(out.status.ok()) << out.status;
+  EXPECT_THAT(out.spec["mounts"], IsEmpty());
+}
+
+TEST(SpecRewriteTest, VolumesOfTheGuest) {
   Json spec = Spec();
-  spec["mounts"].push_back(Bind(std::string(kSandboxFiles) + "shm", "/dev/shm"));
+  spec["mounts"] = {Bind("/srv/a", "/a"), Bind("/srv/b", "/b", {"rbind", "rprivate", "ro"})};
+  SpecRequest request = Request();
+  request.guest_volumes[1] = "/run/magnetar/pod/volumes/b";
   const Outcome out = Rewrite(spec, request);
   ASSERT_TRUE(out.status.ok()) << out.status;
-  EXPECT_EQ(out.spec["mounts"].size(), 1u);
-  EXPECT_EQ(out.MountAt("/dev/shm")["type"], "tmpfs");
+  ASSERT_EQ(out.result.binds.size(), 1u);
+  EXPECT_EQ(out.result.binds[0].name, "m0");
+  EXPECT_EQ(out.MountAt("/b"),
+            Bind("/run/magnetar/pod/volumes/b", "/b", {"rbind", "rprivate", "ro"}));
+}
+
+TEST(SpecRewriteTest, ProcessesOfAnotherContainer) {
+  Json spec = Spec();
+  SpecRequest request = Request();
+  request.pod_shares_pids = false;
+  EXPECT_TRUE(Rewrite(spec, request).status.ok());
+  spec["linux"]["namespaces"][0]["path"] = "/proc/77/ns/pid";
+  const Outcome out = Rewrite(spec, request);
+  EXPECT_TRUE(absl::IsFailedPrecondition(out.status)) << out.status;
+  EXPECT_THAT(std::string(out.status.message()), HasSubstr("linux.namespaces: pid"));
+  EXPECT_THAT(std::string(out.status.message()), HasSubstr("namespace_options.pid TARGET"));
 }
 
 struct OptionsCase {
@@ -254,6 +276,7 @@ TEST(SpecRewriteTest, BindOptions) {
        true,
        false,
        {"rbind", "rprivate", "nosuid", "nodev", "noexec", "ro"}},
+      {{"rbind", "rslave", "ro"}, true, true, false, {"rbind", "rprivate", "ro"}},
       {{"rbind", "z"}, true, false, false, {"rbind", "rprivate", "rw"}},
       {{}, false, false, false, {"rbind", "rprivate", "rw"}},
   };
@@ -282,38 +305,26 @@ TEST(SpecRewriteTest, BindIsKnownByItsOptionToo) {
   EXPECT_EQ(out.MountAt("/y")["type"], "bind");
 }
 
-TEST(SpecRewriteTest, ResourcesKeepWhatAGuestCanDo) {
+TEST(SpecRewriteTest, ResourcesAreReduced) {
   Json spec = Spec();
-  spec["linux"]["resources"] = Json::parse(R"({
-    "devices": [{"allow": false, "access": "rwm"}],
-    "memory": {"limit": 134217728, "swap": 134217728, "swappiness": 60, "kernel": 1},
-    "cpu": {"shares": 512, "quota": 50000, "period": 100000, "cpus": "2-3", "mems": "0"},
-    "pids": {"limit": 100},
-    "blockIO": {"weight": 10},
-    "hugepageLimits": [{"pageSize": "2MB", "limit": 0}, {"pageSize": "1GB", "limit": 1073741824}],
-    "unified": {"memory.high": "1000000"}})");
+  spec["linux"]["resources"] = {{"cpu", {{"cpus", "2-3"}, {"shares", 2}}}};
   const Outcome out = Rewrite(spec);
   ASSERT_TRUE(out.status.ok()) << out.status;
-  const Json expected = Json::parse(R"({
-    "devices": [{"allow": false, "access": "rwm"}],
-    "memory": {"limit": 134217728, "swap": 134217728},
-    "cpu": {"shares": 512, "quota": 50000, "period": 100000},
-    "pids": {"limit": 100},
-    "hugepageLimits": [{"pageSize": "1GB", "limit": 1073741824}],
-    "unified": {"memory.high": "1000000"}})");
-  EXPECT_EQ(out.spec["linux"]["resources"], expected);
-  EXPECT_THAT(out.result.dropped,
-              ElementsAre("linux.resources.blockIO", "linux.resources.memory.kernel",
-                          "linux.resources.memory.swappiness", "linux.resources.cpu.cpus",
-                          "linux.resources.cpu.mems"));
+  EXPECT_EQ(out.spec["linux"]["resources"], Json::parse(R"({"cpu": {"shares": 2}})"));
+  EXPECT_THAT(out.result.dropped, ElementsAre("linux.resources.cpu.cpus"));
 }
 
-TEST(SpecRewriteTest, CpusetsOfNothingAreNotMentioned) {
+TEST(SpecRewriteTest, AnnotationsThatCommandTheGuestsRuntimeAreDropped) {
   Json spec = Spec();
-  spec["linux"]["resources"]["cpu"] = {{"cpus", ""}, {"mems", ""}};
+  spec["annotations"] = {{"io.kubernetes.cri.container-name", "x"},
+                         {"run.oci.hooks.stdout", "/run/x"},
+                         {"run.oci.seccomp.receiver", "/run/x"},
+                         {"run.oci.seccomp_bpf_data", "AA=="},
+                         {"org.criu.config", "/run/x"}};
   const Outcome out = Rewrite(spec);
-  EXPECT_THAT(out.result.dropped, IsEmpty());
-  EXPECT_EQ(out.spec["linux"]["resources"]["cpu"], Json::object());
+  ASSERT_TRUE(out.status.ok()) << out.status;
+  EXPECT_EQ(out.spec["annotations"], Json({{"io.kubernetes.cri.container-name", "x"}}));
+  EXPECT_THAT(out.result.dropped, ElementsAre("annotations.run.oci.*", "annotations.org.criu.*"));
 }
 
 TEST(SpecRewriteTest, LabelsOfTheHostAreDropped) {
@@ -329,8 +340,8 @@ TEST(SpecRewriteTest, LabelsOfTheHostAreDropped) {
   EXPECT_FALSE(out.spec["linux"].contains("mountLabel"));
   EXPECT_FALSE(out.spec["linux"].contains("intelRdt"));
   EXPECT_FALSE(out.spec.contains("windows"));
-  EXPECT_THAT(out.result.dropped, ElementsAre("process.apparmorProfile", "process.selinuxLabel",
-                                              "linux.mountLabel", "linux.intelRdt"));
+  EXPECT_THAT(out.result.dropped, ElementsAre("linux.mountLabel", "linux.intelRdt",
+                                              "process.apparmorProfile", "process.selinuxLabel"));
 }
 
 TEST(SpecRewriteTest, StandardDevicesAreKept) {
