@@ -1,6 +1,7 @@
 """A pod as the kubelet makes it: its mounts, identity, security context, resources and probes."""
 
 import os
+import subprocess
 import time
 
 import pytest
@@ -104,6 +105,25 @@ def test_read_only_mounts(kubelet_pod, volumes):
     assert (volumes / "config" / "app.conf").read_text() == "key = value\n"
 
 
+@pytest.mark.vm
+def test_empty_dir_in_memory_is_the_guests(stack, tmp_path):
+    directory = tmp_path / "pods" / "0c1e-4f" / "volumes" / "kubernetes.io~empty-dir" / "cache"
+    directory.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=1777", "cache", str(directory)], check=True)
+    try:
+        with stack.pod() as pod:
+            first, second = (pod.shell(mounts=[mount(directory, "/cache")]) for _ in range(2))
+            first.output("sh", "-c", "echo kept > /cache/file")
+            assert second.output("cat", "/cache/file") == "kept\n"
+            assert second.exec("sh", "-c", "head -c 2000000 /dev/zero > /cache/big", check=False).returncode != 0
+            first.stop(0)
+            first.remove()
+            assert pod.shell(mounts=[mount(directory, "/cache", True)]).output("cat", "/cache/file") == "kept\n"
+            assert list(directory.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(directory)], check=True)
+
+
 def test_projected_token_is_swapped(kubelet_pod, volumes):
     """The kubelet renews a token by swapping the ..data link."""
     path = "/var/run/secrets/kubernetes.io/serviceaccount/token"
@@ -159,7 +179,8 @@ def test_exec_probe(kubelet_pod):
 def test_update_of_resources(kubelet_pod):
     if not settings.IS_VM:
         pytest.skip("the path of the cgroup differs")
-    kubelet_pod.crictl.run("update", "--memory", str(96 << 20), kubelet_pod.id)
+    # With every update containerd sends what the host's spec has: CPUs that the guest lacks.
+    kubelet_pod.crictl.run("update", "--cpuset-cpus", f"0-{os.cpu_count() - 1}", "--memory", str(96 << 20), kubelet_pod.id)
     assert kubelet_pod.output("cat", "/sys/fs/cgroup/memory.max") == f"{96 << 20}\n"
 
 

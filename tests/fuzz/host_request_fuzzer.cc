@@ -65,6 +65,7 @@ class CheckingStorage : public ContainerStorage {
     rules.guest_hosts = request.guest_hosts;
     rules.guest_resolv_conf = request.guest_resolv_conf;
     rules.guest_shm = request.guest_shm;
+    rules.pod_shares_pids = request.pod_shares_pids;
     const absl::StatusOr<RewrittenSpec> spec = RewriteSpec(request.spec_json, rules);
     if (!spec.ok()) co_return spec.status();
     CheckSpec(*spec, rules);

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "containerd/events.pb.h"
+#include "cri/runtime.pb.h"
 #include "magnetar/failpoint.h"
 #include "magnetar/ids.h"
 #include "magnetar/status.h"
@@ -25,9 +26,16 @@ ContainerStep ToRecord(const StorageStep& step) {
           step.source, step.serial};
 }
 
-StorageStep FromRecord(const ContainerStep& step) {
-  return {step.kind == "mount" ? StorageStep::Kind::kMount : StorageStep::Kind::kDisk,
-          step.container_id, step.path, step.source, step.serial};
+// Those that this daemon knows how to undo. One of another kind, which a later daemon has left,
+// stays in the record for it.
+std::vector<StorageStep> FromRecord(const Record& record) {
+  std::vector<StorageStep> steps;
+  for (const ContainerStep& step : record.container_steps) {
+    if (step.kind != "mount" && step.kind != "disk") continue;
+    steps.push_back({step.kind == "mount" ? StorageStep::Kind::kMount : StorageStep::Kind::kDisk,
+                     step.container_id, step.path, step.source, step.serial});
+  }
+  return steps;
 }
 
 bool SameStep(const ContainerStep& a, const ContainerStep& b) {
@@ -58,7 +66,7 @@ HostRequests::HostRequests(const Environment* environment, std::shared_ptr<Recor
                   steps.end());
     });
   };
-  for (const ContainerStep& step : now.container_steps) storage_.steps.push_back(FromRecord(step));
+  storage_.journal_steps = [record = record_] { return FromRecord(record->Get()); };
 }
 
 Co<void> HostRequests::Enter(std::string container_id) {
@@ -142,11 +150,14 @@ Co<absl::StatusOr<agent::v1::PreparedContainer>> HostRequests::PrepareLocked(
   want.container_id = id;
   want.spec_json = std::move(*container->mutable_spec()->mutable_value());
   want.rootfs = *std::move(mounts);
-  want.rootfs_mount_types = std::move(types);
   want.guest_hostname = kGuestHostname;
   want.guest_hosts = kGuestHosts;
   want.guest_resolv_conf = kGuestResolvConf;
   want.guest_shm = kGuestShm;
+  runtime::v1::PodSandboxConfig pod;
+  want.pod_shares_pids =
+      !pod.ParseFromString(now.pod_config) ||
+      pod.linux().security_context().namespace_options().pid() != runtime::v1::CONTAINER;
   auto prepare = env_->storage->Prepare(storage_, std::move(want));
   absl::StatusOr<agent::v1::PreparedContainer> prepared = co_await std::move(prepare);
   if (prepared.ok()) MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("container.prepare.after"));

@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include "containerd/events.pb.h"
+#include "cri/runtime.pb.h"
+#include "magnetar/files.h"
 #include "src/daemon/sandbox/testing/fake_world.h"
 
 namespace magnetar::daemon {
@@ -93,6 +95,37 @@ TEST_F(HostRequestsTest, ReleasesWhatTheGuestNoLongerHolds) {
   world_.Await(reconcile(requests_, {}));
   EXPECT_EQ(world_.Count("storage.release"), 1);
   EXPECT_TRUE(record_->Get().container_steps.empty());
+}
+
+TEST_F(HostRequestsTest, StepsOfALaterDaemonStay) {
+  const auto later = [](Record& r) { r.container_steps.push_back({"zoned", "c1", "/x", "", ""}); };
+  ASSERT_TRUE(record_->Update(later).ok());
+  ASSERT_EQ(Prepare("c1").code(), 0);
+  EXPECT_EQ(Release("c1").code(), 0);
+  const auto record = ReadRecord(world_.Directory("pod"));
+  ASSERT_TRUE(record.ok()) << record.status();
+  ASSERT_EQ(record->container_steps.size(), 1u);
+  EXPECT_EQ(record->container_steps[0].kind, "zoned");
+}
+
+TEST_F(HostRequestsTest, AJournalThatCannotBeWrittenLeavesNothingInMemory) {
+  ASSERT_TRUE(RemoveTree(world_.Directory("pod")).ok());
+  EXPECT_NE(Prepare("c1").code(), 0);
+  (void)Release("c1");
+  EXPECT_TRUE(record_->Get().container_steps.empty());
+}
+
+TEST_F(HostRequestsTest, TellsWhoseAPidNamespaceIs) {
+  runtime::v1::PodSandboxConfig pod;
+  const auto prepare = [&](runtime::v1::NamespaceMode mode) {
+    pod.mutable_linux()->mutable_security_context()->mutable_namespace_options()->set_pid(mode);
+    const auto store = [&pod](Record& r) { r.pod_config = pod.SerializeAsString(); };
+    EXPECT_TRUE(record_->Update(store).ok());
+    EXPECT_EQ(Prepare("c1").code(), 0);
+    return world_.pod_shares_pids.load();
+  };
+  EXPECT_TRUE(prepare(runtime::v1::POD));
+  EXPECT_FALSE(prepare(runtime::v1::CONTAINER));
 }
 
 TEST_F(HostRequestsTest, UnknownRequestsAreAnswered) {

@@ -1,8 +1,9 @@
 #include "src/daemon/storage/container_mounts.h"
 
 #include <fcntl.h>
-#include <sys/mount.h>
+#include <linux/magic.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -13,8 +14,6 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
-#include "magnetar/files.h"
 #include "magnetar/status.h"
 #include "magnetar/unique_fd.h"
 #include "src/daemon/storage/mount_calls.h"
@@ -23,7 +22,22 @@
 namespace magnetar::daemon {
 namespace {
 
-constexpr size_t kMaxMountinfoBytes = 64 << 20;
+// Filesystems that are doors to the host's kernel: through the file server a guest would write
+// to them as root. Numbers that <linux/magic.h> lacks are from the kernel's own sources.
+constexpr struct {
+  decltype(statfs::f_type) magic;
+  const char* name;
+} kKernelFilesystems[] = {
+    {PROC_SUPER_MAGIC, "proc"},     {SYSFS_MAGIC, "sysfs"},
+    {CGROUP_SUPER_MAGIC, "cgroup"}, {CGROUP2_SUPER_MAGIC, "cgroup2"},
+    {DEVPTS_SUPER_MAGIC, "devpts"}, {DEBUGFS_MAGIC, "debugfs"},
+    {TRACEFS_MAGIC, "tracefs"},     {SECURITYFS_MAGIC, "securityfs"},
+    {SELINUX_MAGIC, "selinuxfs"},   {BPF_FS_MAGIC, "bpf"},
+    {NSFS_MAGIC, "nsfs"},           {BINFMTFS_MAGIC, "binfmt_misc"},
+    {EFIVARFS_MAGIC, "efivarfs"},   {PSTOREFS_MAGIC, "pstore"},
+    {HUGETLBFS_MAGIC, "hugetlbfs"}, {0x19800202, "mqueue"},
+    {0x62656570, "configfs"},       {0x65735543, "fusectl"},
+};
 
 // A path of the host that is not there, or cannot be had, is the caller's mistake, not an
 // unknown sandbox: no NOT_FOUND.
@@ -105,6 +119,28 @@ absl::StatusOr<std::string> RealPath(const std::string& path) {
   return std::string(real.get());
 }
 
+// devtmpfs says it is a tmpfs. It has one device number wherever it is mounted, and in a
+// container, where /dev is a tmpfs, that is meant as well.
+bool IsInDev(const struct stat& st, const struct stat& root) {
+  struct stat dev = {};
+  return ::stat("/dev", &dev) == 0 && dev.st_dev != root.st_dev && dev.st_dev == st.st_dev;
+}
+
+absl::Status CheckFilesystem(int source, const struct stat& st, const struct stat& root) {
+  struct statfs fs = {};
+  if (::fstatfs(source, &fs) != 0) return ErrnoStatus(errno, "statfs");
+  for (const auto& known : kKernelFilesystems) {
+    if (fs.f_type == known.magic) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("the host's ", known.name, " cannot be shared with a VM"));
+    }
+  }
+  if (IsInDev(st, root)) {
+    return absl::FailedPreconditionError("the host's /dev cannot be shared with a VM");
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckHostSource(int source, const struct stat& st, const std::string& run_directory) {
   struct stat root = {};
   if (::stat("/", &root) != 0) return ErrnoStatus(errno, "stat /");
@@ -113,6 +149,7 @@ absl::Status CheckHostSource(int source, const struct stat& st, const std::strin
   if (*path == "/" || (root.st_dev == st.st_dev && root.st_ino == st.st_ino)) {
     return absl::FailedPreconditionError("the host's root directory cannot be shared with a VM");
   }
+  MAGNETAR_RETURN_IF_ERROR(CheckFilesystem(source, st, root));
   const absl::StatusOr<std::string> own = RealPath(run_directory);
   if (!own.ok()) return own.status();
   if (IsWithin(*path, *own) || IsWithin(*own, *path)) {
@@ -134,22 +171,6 @@ absl::Status BindHostPath(const HostBind& bind, const ShareTarget& target,
   const TreeOptions options = {
       .recursive = bind.recursive, .read_only = bind.read_only, .follow_host = bind.follow_host};
   return AttachClone(source->get(), options, target, S_ISDIR(st.st_mode));
-}
-
-// mountinfo writes space, tab, newline and backslash as three octal digits.
-std::string UnescapeMountinfo(const std::string& field) {
-  std::string text;
-  for (size_t i = 0; i < field.size(); ++i) {
-    const auto digit = [&field](size_t at) { return field[at] >= '0' && field[at] <= '7'; };
-    if (field[i] == '\\' && i + 3 < field.size() && digit(i + 1) && digit(i + 2) && digit(i + 3)) {
-      text.push_back(static_cast<char>((field[i + 1] - '0') * 64 + (field[i + 2] - '0') * 8 +
-                                       (field[i + 3] - '0')));
-      i += 3;
-    } else {
-      text.push_back(field[i]);
-    }
-  }
-  return text;
 }
 
 }  // namespace
@@ -181,37 +202,11 @@ absl::Status RemoveShares(const std::string& shared_directory, const std::string
   return shared->Remove(container_id);
 }
 
-std::vector<std::string> MountPointsBelow(const std::string& mountinfo,
-                                          const std::string& directory) {
-  constexpr size_t kMountPointField = 4;
-  const std::string prefix = absl::StrCat(directory, "/");
-  std::vector<std::string> result;
-  for (const absl::string_view line : absl::StrSplit(mountinfo, '\n')) {
-    const std::vector<std::string> fields = absl::StrSplit(line, ' ');
-    if (fields.size() <= kMountPointField) continue;
-    std::string point = UnescapeMountinfo(fields[kMountPointField]);
-    if (absl::StartsWith(point, prefix)) result.push_back(std::move(point));
-  }
-  return result;
-}
-
-absl::Status UnmountBelow(const std::string& directory) {
-  const absl::StatusOr<std::string> real = RealPath(directory);
-  if (absl::IsNotFound(real.status())) return absl::OkStatus();
-  if (!real.ok()) return real.status();
-  const absl::StatusOr<std::string> mountinfo =
-      ReadFile("/proc/self/mountinfo", kMaxMountinfoBytes);
-  if (!mountinfo.ok()) return mountinfo.status();
-  const std::vector<std::string> points = MountPointsBelow(*mountinfo, *real);
-  absl::Status first_error;
-  for (auto point = points.rbegin(); point != points.rend(); ++point) {
-    if (::umount2(point->c_str(), UMOUNT_NOFOLLOW) == 0) continue;
-    if (errno == EBUSY && ::umount2(point->c_str(), UMOUNT_NOFOLLOW | MNT_DETACH) == 0) continue;
-    // Gone with the mount that it was on.
-    if (errno == EINVAL || errno == ENOENT) continue;
-    first_error.Update(ErrnoStatus(errno, absl::StrCat("umount ", *point)));
-  }
-  return first_error;
+absl::Status UnshareAll(const std::string& shared_directory) {
+  absl::StatusOr<SharedTree> shared = SharedTree::Open(shared_directory);
+  if (absl::IsNotFound(shared.status())) return absl::OkStatus();
+  if (!shared.ok()) return shared.status();
+  return shared->UnmountAll();
 }
 
 }  // namespace magnetar::daemon

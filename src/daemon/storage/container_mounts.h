@@ -19,8 +19,9 @@ struct ShareTarget {
 absl::Status ShareRootfs(const RootfsPlan& plan, const ShareTarget& target);
 
 // Binds a file or directory of the host. Refuses, naming the mount, what a VM cannot share:
-// sockets, FIFOs, devices, the host's root directory, and what holds or lies in
-// `run_directory`, where the daemon keeps all its sandboxes. Blocks.
+// sockets, FIFOs, devices, the host's root directory, the kernel's own filesystems (proc, sysfs,
+// what is in /dev, ...), and what holds or lies in `run_directory`, where the daemon keeps all its
+// sandboxes. Blocks.
 absl::Status ShareBind(const HostBind& bind, const ShareTarget& target,
                        const std::string& run_directory);
 
@@ -29,12 +30,7 @@ absl::Status Unshare(const ShareTarget& target);
 // Removes what is left of a container in the shared directory. Blocks.
 absl::Status RemoveShares(const std::string& shared_directory, const std::string& container_id);
 
-// Undoes all mounts below a directory, from mountinfo. Blocks.
-absl::Status UnmountBelow(const std::string& directory);
-
-// Mount points strictly below `directory`, in the order of mounting. Pure: `mountinfo` is the
-// text of /proc/self/mountinfo (format: proc_pid_mountinfo(5)).
-std::vector<std::string> MountPointsBelow(const std::string& mountinfo,
-                                          const std::string& directory);
+// Undoes all of all containers, without a journal. An absent directory is fine. Blocks.
+absl::Status UnshareAll(const std::string& shared_directory);
 
 }  // namespace magnetar::daemon

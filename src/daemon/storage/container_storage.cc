@@ -17,6 +17,7 @@
 #include "src/daemon/config/log.h"
 #include "src/daemon/storage/container_mounts.h"
 #include "src/daemon/storage/disk_image.h"
+#include "src/daemon/storage/empty_dir.h"
 #include "src/daemon/storage/rootfs_plan.h"
 #include "src/daemon/storage/spec_rewrite.h"
 
@@ -24,35 +25,22 @@ namespace magnetar::daemon {
 namespace {
 
 constexpr char kGuestShared[] = "/run/magnetar/shared/";
+constexpr char kGuestVolumes[] = "/run/magnetar/pod/volumes/";
 constexpr char kGuestContainers[] = "/run/magnetar/containers/";
 constexpr char kRootfs[] = "rootfs";
-
-bool SameStep(const StorageStep& a, const StorageStep& b) {
-  return a.kind == b.kind && a.container_id == b.container_id && a.path == b.path &&
-         a.serial == b.serial;
-}
 
 // To be followed by the step itself.
 absl::Status AddStep(SandboxStorage& sandbox, const StorageStep& step) {
   const absl::Status status = sandbox.journal_add(step);
   if (!status.ok()) return Annotate(status, "journal");
-  sandbox.steps.push_back(step);
   return Failpoint("storage.step.before");
 }
 
-absl::Status RemoveStep(SandboxStorage& sandbox, const StorageStep& step) {
-  const absl::Status status = sandbox.journal_remove(step);
-  if (!status.ok()) return Annotate(status, "journal");
-  const auto found = std::find_if(sandbox.steps.begin(), sandbox.steps.end(),
-                                  [&step](const StorageStep& s) { return SameStep(s, step); });
-  if (found != sandbox.steps.end()) sandbox.steps.erase(found);
-  return absl::OkStatus();
-}
-
 bool HasSteps(const SandboxStorage& sandbox, const std::string& container_id) {
-  return std::any_of(
-      sandbox.steps.begin(), sandbox.steps.end(),
-      [&container_id](const StorageStep& step) { return step.container_id == container_id; });
+  const std::vector<StorageStep> steps = sandbox.journal_steps();
+  return std::any_of(steps.begin(), steps.end(), [&container_id](const StorageStep& step) {
+    return step.container_id == container_id;
+  });
 }
 
 // The directory of all sandboxes, which holds this one's.
@@ -82,9 +70,10 @@ Co<absl::Status> AttachDisk(SandboxStorage* sandbox, std::string container_id, R
   step.container_id = container_id;
   step.source = plan.source;
   step.serial = DiskSerial(container_id);
-  const bool taken =
-      std::any_of(sandbox->steps.begin(), sandbox->steps.end(),
-                  [&step](const StorageStep& other) { return other.serial == step.serial; });
+  const std::vector<StorageStep> held = sandbox->journal_steps();
+  const bool taken = std::any_of(held.begin(), held.end(), [&step](const StorageStep& other) {
+    return other.serial == step.serial;
+  });
   if (taken) {
     co_return absl::AlreadyExistsError(absl::StrCat("rootfs: a disk with serial ", step.serial));
   }
@@ -180,15 +169,16 @@ Co<absl::Status> UndoStep(SandboxStorage* sandbox, StorageStep step) {
 }
 
 Co<absl::Status> ReleaseSteps(SandboxStorage* sandbox, std::string container_id) {
-  std::vector<StorageStep> steps;
-  for (auto step = sandbox->steps.rbegin(); step != sandbox->steps.rend(); ++step) {
-    if (step->container_id == container_id) steps.push_back(*step);
-  }
+  std::vector<StorageStep> steps = sandbox->journal_steps();
+  std::erase_if(steps, [&container_id](const StorageStep& step) {
+    return step.container_id != container_id;
+  });
+  std::reverse(steps.begin(), steps.end());
   absl::Status first_error;
   for (const StorageStep& step : steps) {
     auto undo = UndoStep(sandbox, step);
     absl::Status status = co_await std::move(undo);
-    if (status.ok()) status = RemoveStep(*sandbox, step);
+    if (status.ok()) status = Annotate(sandbox->journal_remove(step), "journal");
     first_error.Update(status);
   }
   auto remove = RunBlocking(*sandbox->blocking, [shared = sandbox->shared_directory, container_id] {
@@ -199,15 +189,32 @@ Co<absl::Status> ReleaseSteps(SandboxStorage* sandbox, std::string container_id)
   co_return Annotate(first_error, absl::StrCat("release ", container_id));
 }
 
-absl::Status CheckMountTypes(const ContainerRequest& request) {
-  if (request.rootfs_mount_types.empty()) return absl::OkStatus();
-  bool same = request.rootfs.size() == request.rootfs_mount_types.size();
-  for (size_t i = 0; same && i < request.rootfs.size(); ++i) {
-    same = request.rootfs[i].type() == request.rootfs_mount_types[i];
+// The spec, and the storages that its mounts take in the guest.
+Co<absl::StatusOr<RewrittenSpec>> Rewrite(SandboxStorage* sandbox, std::string spec_json,
+                                          SpecRequest rules,
+                                          agent::v1::PreparedContainer* prepared) {
+  absl::StatusOr<RewrittenSpec> spec = RewriteSpec(spec_json, rules);
+  if (!spec.ok()) co_return spec.status();
+  std::vector<HostBind> candidates = spec->binds;
+  std::erase_if(candidates, [](const HostBind& bind) { return !MayBeEmptyDir(bind.source); });
+  if (candidates.empty()) co_return spec;
+  auto find = RunBlocking(*sandbox->blocking, [candidates = std::move(candidates)] {
+    return FindGuestVolumes(candidates);
+  });
+  const absl::StatusOr<std::vector<GuestVolume>> volumes = co_await std::move(find);
+  if (!volumes.ok()) co_return volumes.status();
+  if (volumes->empty()) co_return spec;
+  for (const GuestVolume& volume : *volumes) {
+    const std::string target = absl::StrCat(kGuestVolumes, volume.name);
+    rules.guest_volumes[volume.index] = target;
+    agent::v1::Storage* storage = prepared->add_storages();
+    storage->set_kind(agent::v1::Storage::TMPFS);
+    for (const std::string& option : volume.options) storage->add_options(option);
+    storage->set_target(target);
   }
-  if (same) return absl::OkStatus();
-  return absl::FailedPreconditionError(
-      "rootfs: the types of the task's mounts are not those of containerd's");
+  // Which binds the guest holds shows only when they are known.
+  spec = RewriteSpec(spec_json, rules);
+  co_return spec;
 }
 
 class Storage : public ContainerStorage {
@@ -228,7 +235,7 @@ class Storage : public ContainerStorage {
   }
 
   absl::Status UnmountAll(const std::string& shared_directory) override {
-    return UnmountBelow(shared_directory);
+    return UnshareAll(shared_directory);
   }
 
  private:
@@ -246,8 +253,6 @@ class Storage : public ContainerStorage {
     const std::string& id = request.container_id;
     const absl::Status valid = ValidateId(id, "container_id");
     MAGNETAR_CO_RETURN_IF_ERROR(valid);
-    const absl::Status types = CheckMountTypes(request);
-    MAGNETAR_CO_RETURN_IF_ERROR(types);
     absl::StatusOr<RootfsPlan> plan = PlanRootfs(request.rootfs);
     if (!plan.ok()) co_return plan.status();
     const bool disk = plan->kind == RootfsPlan::Kind::kDisk;
@@ -261,7 +266,10 @@ class Storage : public ContainerStorage {
     rules.guest_hosts = request.guest_hosts;
     rules.guest_resolv_conf = request.guest_resolv_conf;
     rules.guest_shm = request.guest_shm;
-    absl::StatusOr<RewrittenSpec> spec = RewriteSpec(request.spec_json, rules);
+    rules.pod_shares_pids = request.pod_shares_pids;
+    agent::v1::PreparedContainer prepared;
+    auto rewrite = Rewrite(sandbox, std::move(request.spec_json), std::move(rules), &prepared);
+    absl::StatusOr<RewrittenSpec> spec = co_await std::move(rewrite);
     if (!spec.ok()) co_return spec.status();
 
     if (HasSteps(*sandbox, id)) {
@@ -270,7 +278,6 @@ class Storage : public ContainerStorage {
       if (!released.ok()) co_return Annotate(released, "an earlier attempt");
     }
 
-    agent::v1::PreparedContainer prepared;
     auto build = Build(sandbox, id, *std::move(plan), std::move(spec->binds), &prepared);
     const absl::Status built = co_await std::move(build);
     if (!built.ok()) {
@@ -292,7 +299,7 @@ class Storage : public ContainerStorage {
     const std::lock_guard lock(mutex_);
     for (const std::string& field : dropped) {
       if (!logged_.insert(field).second) continue;
-      Log(LogLevel::kWarn, "left out of container specs, as it has no meaning in a VM",
+      Log(LogLevel::kWarn, "left out of container specs: a VM cannot have it",
           {{"sandbox", sandbox_id}, {"field", field}});
     }
   }

@@ -36,19 +36,19 @@ struct SandboxStorage {
   // the coroutine that prepares or releases.
   std::function<absl::Status(const StorageStep&)> journal_add;
   std::function<absl::Status(const StorageStep&)> journal_remove;
-  // What the journal holds. Filled when a sandbox is found again; from then on ContainerStorage
-  // adds to it and removes from it, beside the calls above.
-  std::vector<StorageStep> steps;
+  // What the journal holds, in the order of adding: the one truth about what there is to undo. A
+  // step whose journal_add failed may be in it; undoing what was never done does no harm.
+  std::function<std::vector<StorageStep>()> journal_steps;
 };
 
 struct ContainerRequest {
   std::string container_id;
   std::string spec_json;                         // as containerd has it
   std::vector<containerd::types::Mount> rootfs;  // as RootfsMounts (rootfs_source.h) gives them
-  std::vector<std::string> rootfs_mount_types;   // Task.Create's: must be rootfs's
   // Files that the guest itself holds and that CRI would have bound in:
   // hostname, hosts, resolv.conf, shm. Guest paths; empty: none.
   std::string guest_hostname, guest_hosts, guest_resolv_conf, guest_shm;
+  bool pod_shares_pids = true;  // see SpecRequest
 };
 
 // Brings a container's root filesystem and mounts to the guest.
@@ -72,7 +72,7 @@ class ContainerStorage {
   // is returned, and its step stays in the journal.
   virtual Co<absl::Status> Release(SandboxStorage& sandbox, std::string container_id) = 0;
   // Undoes all mounts below a sandbox's shared directory, but not its own, without a VM:
-  // blocks, and needs no journal (it reads mountinfo).
+  // blocks, and needs no journal.
   virtual absl::Status UnmountAll(const std::string& shared_directory) = 0;
 };
 

@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sched.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -17,11 +16,13 @@
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "magnetar/failpoint.h"
 #include "magnetar/files.h"
-#include "src/daemon/storage/container_mounts.h"
+#include "magnetar/mounts.h"
+#include "src/common/testing/mount_namespace.h"
 #include "src/daemon/storage/disk_image.h"
 #include "src/daemon/storage/fake_vm.h"
 
@@ -33,9 +34,8 @@ using ::testing::IsEmpty;
 using ::testing::SizeIs;
 using Json = nlohmann::json;
 
-bool EnterMountNamespace() {
-  static const bool entered = ::geteuid() == 0 && ::unshare(CLONE_NEWNS) == 0 &&
-                              ::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0;
+const absl::Status& OwnMounts() {
+  static const absl::Status entered = EnterMountNamespace();
   return entered;
 }
 
@@ -43,7 +43,7 @@ bool EnterMountNamespace() {
 class ContainerStorageTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (!entered_) GTEST_SKIP() << "needs root";
+    if (!own_mounts_.ok()) GTEST_SKIP() << own_mounts_;
     char path[] = "/tmp/container_storage_test.XXXXXX";
     top_ = ::mkdtemp(path);
     ASSERT_EQ(::mount("tmpfs", top_.c_str(), "tmpfs", 0, nullptr), 0);
@@ -59,12 +59,13 @@ class ContainerStorageTest : public ::testing::Test {
     sandbox_.vm = &vm_;
     sandbox_.blocking = &pool_;
     sandbox_.journal_add = [this](const StorageStep& step) {
+      // Like the daemon's: what it refuses to write is in its memory all the same.
+      journal_.push_back(step);
       if (!journal_status_.ok()) return journal_status_;
       // Written before the step is done.
       if (step.kind == StorageStep::Kind::kMount) {
         EXPECT_FALSE(IsMounted(step.path));
       }
-      journal_.push_back(step.path + step.serial);
       ++journalled_;
       return absl::OkStatus();
     };
@@ -72,9 +73,12 @@ class ContainerStorageTest : public ::testing::Test {
       if (step.kind == StorageStep::Kind::kMount) {
         EXPECT_FALSE(IsMounted(step.path));
       }
-      std::erase(journal_, step.path + step.serial);
+      std::erase_if(journal_, [&step](const StorageStep& s) {
+        return s.path + s.serial == step.path + step.serial;
+      });
       return absl::OkStatus();
     };
+    sandbox_.journal_steps = [this] { return journal_; };
     storage_ = ContainerStorage::Create();
   }
   void TearDown() override {
@@ -84,7 +88,10 @@ class ContainerStorageTest : public ::testing::Test {
   }
 
   std::vector<std::string> Mounts() {
-    return MountPointsBelow(*ReadFile("/proc/self/mountinfo", 64 << 20), sandbox_.shared_directory);
+    std::vector<std::string> points = MountPoints(*ReadFile("/proc/self/mountinfo", 64 << 20));
+    std::erase_if(
+        points, [this](const std::string& point) { return !absl::StartsWith(point, Shared("")); });
+    return points;
   }
   bool IsMounted(const std::string& path) {
     const auto mounts = Mounts();
@@ -141,7 +148,6 @@ class ContainerStorageTest : public ::testing::Test {
     ContainerRequest request;
     request.container_id = "c1";
     request.rootfs = {rootfs};
-    request.rootfs_mount_types = {rootfs.type()};
     const Json spec = {
         {"root", {{"path", "rootfs"}}},
         {"mounts", std::move(mounts)},
@@ -159,18 +165,17 @@ class ContainerStorageTest : public ::testing::Test {
   void ExpectNothingLeft() {
     EXPECT_THAT(Mounts(), IsEmpty());
     EXPECT_THAT(journal_, IsEmpty());
-    EXPECT_THAT(sandbox_.steps, IsEmpty());
     EXPECT_FALSE(Exists(Shared("c1")));
     EXPECT_THAT(vm_.disks, IsEmpty());
   }
 
   // Before there are other threads: a namespace is a thread's.
-  const bool entered_ = EnterMountNamespace();
+  const absl::Status own_mounts_ = OwnMounts();
   std::string top_;
   FakeVm vm_;
   asio::thread_pool pool_{2};
   SandboxStorage sandbox_;
-  std::vector<std::string> journal_;
+  std::vector<StorageStep> journal_;
   int journalled_ = 0;
   absl::Status journal_status_;
   std::unique_ptr<ContainerStorage> storage_;
@@ -214,6 +219,17 @@ TEST_F(ContainerStorageTest, OverlayWithAVanishedLayer) {
   EXPECT_TRUE(absl::IsFailedPrecondition(prepared.status())) << prepared.status();
   EXPECT_THAT(std::string(prepared.status().message()), HasSubstr("rootfs"));
   ExpectNothingLeft();
+}
+
+TEST_F(ContainerStorageTest, RootfsThatVanished) {
+  for (const auto& mount : {RootfsMount("bind", top_ + "/gone", {"rbind", "rw"}),
+                            RootfsMount("ext4", top_ + "/gone", {"loop"}),
+                            RootfsMount("ext4", "/dev/mapper/gone", {})}) {
+    const auto prepared = Prepare(Request(mount));
+    EXPECT_TRUE(absl::IsFailedPrecondition(prepared.status())) << prepared.status();
+    EXPECT_THAT(std::string(prepared.status().message()), HasSubstr("rootfs"));
+    ExpectNothingLeft();
+  }
 }
 
 TEST_F(ContainerStorageTest, NativeSnapshot) {
@@ -289,6 +305,55 @@ TEST_F(ContainerStorageTest, PropagationFromTheHost) {
   EXPECT_TRUE(Exists(later + "/file"));
 }
 
+TEST_F(ContainerStorageTest, NothingOfTheHostComesBelowAReadOnlyBind) {
+  const std::string data = Directory("data");
+  ASSERT_EQ(::mount("tmpfs", data.c_str(), "tmpfs", 0, nullptr), 0);
+  ASSERT_EQ(::mount(nullptr, data.c_str(), nullptr, MS_SHARED, nullptr), 0);
+  const std::string later = Directory("data/later");
+  ASSERT_TRUE(Prepare(Request(Overlay(1), {Bind(data, "/data", {"rbind", "rslave", "ro"})})).ok());
+  ASSERT_EQ(::mount("tmpfs", later.c_str(), "tmpfs", 0, nullptr), 0);
+  EXPECT_FALSE(WriteFileAtomically(Shared("c1/m0/later/x"), "").ok());
+  EXPECT_FALSE(Exists(later + "/x"));
+  ASSERT_TRUE(Release().ok());
+}
+
+TEST_F(ContainerStorageTest, EmptyDirInMemoryIsTheGuests) {
+  const std::string pod = "kubelet/pods/0c1e-4f/";
+  const std::string volumes = pod + "volumes/kubernetes.io~empty-dir/";
+  const std::string cache = Directory(volumes + "cache");
+  ASSERT_EQ(::mount("tmpfs", cache.c_str(), "tmpfs", 0, "size=1m,mode=1777"), 0);
+  const std::string disk = Directory(volumes + "disk");
+  const auto prepared = Prepare(Request(
+      Overlay(1), {Bind(disk, "/disk"), Bind(cache, "/cache", {"rbind", "rprivate", "ro"})}));
+  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  ASSERT_EQ(prepared->storages_size(), 1);
+  const auto& storage = prepared->storages(0);
+  EXPECT_EQ(storage.kind(), agent::v1::Storage::TMPFS);
+  EXPECT_EQ(storage.target(), "/run/magnetar/pod/volumes/0c1e-4f_cache");
+  EXPECT_EQ(absl::StrJoin(storage.options(), ","), "mode=1777,uid=0,gid=0,size=1048576");
+  const Json mounts = Json::parse(prepared->spec())["mounts"];
+  EXPECT_EQ(mounts[0]["source"], "/run/magnetar/shared/c1/m0");
+  EXPECT_EQ(mounts[1]["source"], "/run/magnetar/pod/volumes/0c1e-4f_cache");
+  EXPECT_EQ(mounts[1]["options"], Json({"rbind", "rprivate", "ro"}));
+  EXPECT_THAT(Mounts(), SizeIs(2));  // the root filesystem and the one on the disk
+  ASSERT_TRUE(Release().ok());
+  ExpectNothingLeft();
+}
+
+TEST_F(ContainerStorageTest, PartOfAnEmptyDirInMemory) {
+  const std::string pod = "kubelet/pods/0c1e-4f/";
+  const std::string cache = Directory(pod + "volumes/kubernetes.io~empty-dir/cache");
+  const std::string part = Directory(pod + "volume-subpaths/cache/main/0");
+  const auto request = [&] { return Request(Overlay(1), {Bind(part, "/part")}); };
+  ASSERT_TRUE(Prepare(request()).ok());
+  ASSERT_TRUE(Release().ok());
+  ASSERT_EQ(::mount("tmpfs", cache.c_str(), "tmpfs", 0, nullptr), 0);
+  const auto prepared = Prepare(request());
+  EXPECT_TRUE(absl::IsFailedPrecondition(prepared.status())) << prepared.status();
+  EXPECT_THAT(std::string(prepared.status().message()), HasSubstr("mounts[0] /part: subPath"));
+  ExpectNothingLeft();
+}
+
 TEST_F(ContainerStorageTest, MountsReachAFileServersNamespace) {
   // What the file server sees: a slave of the shared directory.
   const std::string server = Directory("server");
@@ -322,6 +387,12 @@ TEST_F(ContainerStorageTest, WhatCannotBeShared) {
       {socket_path, "mounts[0] /x: sockets"},
       {fifo, "mounts[0] /x: FIFOs"},
       {"/dev/null", "mounts[0] /x: devices"},
+      {"/dev", "mounts[0] /x: the host's /dev"},
+      {"/dev/pts", "mounts[0] /x: the host's devpts"},
+      {"/proc", "mounts[0] /x: the host's proc"},
+      {"/proc/sys/kernel", "mounts[0] /x: the host's proc"},
+      {"/proc/self/ns/net", "mounts[0] /x: the host's nsfs"},
+      {"/sys", "mounts[0] /x: the host's sysfs"},
       {root, "mounts[0] /x: the host's root directory"},
       {top_ + "/missing", "mounts[0] /x: open"},
       {top_ + "/run", "sandboxer's own"},
@@ -375,10 +446,9 @@ TEST_F(ContainerStorageTest, PreparedAgain) {
 TEST_F(ContainerStorageTest, ReleasedFromTheJournalOfAnEarlierDaemon) {
   ASSERT_TRUE(Prepare(Request(Overlay(1), {Bind(Directory("a"), "/a")})).ok());
   // A step that was journalled and never done.
-  StorageStep undone = sandbox_.steps.back();
+  StorageStep undone = journal_.back();
   undone.path = Shared("c1/m9");
-  sandbox_.steps.push_back(undone);
-  journal_.push_back(undone.path);
+  journal_.push_back(undone);
   storage_ = ContainerStorage::Create();
   ASSERT_TRUE(Release().ok());
   ExpectNothingLeft();
@@ -488,7 +558,23 @@ TEST_F(ContainerStorageTest, UnmountAll) {
   EXPECT_THAT(Mounts(), IsEmpty());
   EXPECT_TRUE(storage_->UnmountAll(sandbox_.shared_directory).ok());
   EXPECT_TRUE(storage_->UnmountAll(top_ + "/missing").ok());
-  sandbox_.steps.clear();
+}
+
+TEST_F(ContainerStorageTest, UnmountAllFollowsNoPathOfAGuest) {
+  // Two pods have the same directory, with a mount in it.
+  const std::string data = Directory("data");
+  ASSERT_EQ(::mount("tmpfs", data.c_str(), "tmpfs", 0, nullptr), 0);
+  ASSERT_EQ(::mount("tmpfs", Directory("data/a/boot").c_str(), "tmpfs", 0, nullptr), 0);
+  const std::string boot = Directory("host/boot");
+  ASSERT_EQ(::mount("tmpfs", boot.c_str(), "tmpfs", 0, nullptr), 0);
+  File("host/boot/kernel", "x");
+  ASSERT_TRUE(Prepare(Request(Overlay(1), {Bind(data, "/data")})).ok());
+  // The other pod's guest.
+  ASSERT_EQ(::rename((data + "/a").c_str(), (data + "/b").c_str()), 0);
+  ASSERT_EQ(::symlink((top_ + "/host").c_str(), (data + "/a").c_str()), 0);
+  ASSERT_TRUE(storage_->UnmountAll(sandbox_.shared_directory).ok());
+  EXPECT_THAT(Mounts(), IsEmpty());
+  EXPECT_TRUE(Exists(boot + "/kernel"));
 }
 
 TEST_F(ContainerStorageTest, BadContainerIds) {
@@ -498,12 +584,6 @@ TEST_F(ContainerStorageTest, BadContainerIds) {
     EXPECT_TRUE(absl::IsInvalidArgument(Prepare(std::move(request)).status())) << id;
     EXPECT_TRUE(absl::IsInvalidArgument(Release(id))) << id;
   }
-}
-
-TEST_F(ContainerStorageTest, TypesThatAreNotTheTasks) {
-  ContainerRequest request = Request(Overlay(1));
-  request.rootfs_mount_types = {"bind"};
-  EXPECT_TRUE(absl::IsFailedPrecondition(Prepare(std::move(request)).status()));
 }
 
 // Last: failpoints stay for the life of the process.

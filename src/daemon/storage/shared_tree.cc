@@ -115,6 +115,26 @@ absl::Status SharedTree::Unmount(const std::string& container_id, const std::str
                   absl::StrCat("shared/", container_id, "/", name));
 }
 
+absl::Status SharedTree::UnmountAll() {
+  const auto list = [this](const std::string& path) -> absl::StatusOr<std::vector<std::string>> {
+    UniqueFd listing(OpenBelow(exported_.get(), path, O_RDONLY | O_DIRECTORY));
+    // No directory: nothing is mounted on an entry of it.
+    if (!listing.ok() && errno == ENOTDIR) return std::vector<std::string>();
+    if (!listing.ok()) return ErrnoStatus(errno, absl::StrCat("open shared/", path));
+    return Entries(std::move(listing));
+  };
+  const absl::StatusOr<std::vector<std::string>> containers = list(".");
+  if (!containers.ok()) return containers.status();
+  absl::Status first_error;
+  for (const std::string& container_id : *containers) {
+    const absl::StatusOr<std::vector<std::string>> names = list(container_id);
+    first_error.Update(names.status());
+    if (!names.ok()) continue;
+    for (const std::string& name : *names) first_error.Update(Unmount(container_id, name));
+  }
+  return first_error;
+}
+
 absl::Status SharedTree::Remove(const std::string& container_id) {
   const UniqueFd container(OpenBelow(writable_.get(), container_id, O_PATH | O_DIRECTORY));
   UniqueFd listing(OpenBelow(writable_.get(), container_id, O_RDONLY | O_DIRECTORY));

@@ -25,6 +25,8 @@ class SharedTree {
                                           bool directory);
   // Undoes what is mounted there; nothing is fine.
   absl::Status Unmount(const std::string& container_id, const std::string& name);
+  // Undoes all mounts on entries of containers; what is mounted below them goes with them.
+  absl::Status UnmountAll();
   // Removes a container's mount points once nothing is mounted on them; none is fine.
   absl::Status Remove(const std::string& container_id);
 

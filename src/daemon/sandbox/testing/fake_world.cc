@@ -261,6 +261,7 @@ class FakeStorage : public ContainerStorage {
   explicit FakeStorage(FakeWorld* world) : world_(world) {}
   Co<absl::StatusOr<agent::v1::PreparedContainer>> Prepare(SandboxStorage& sandbox,
                                                            ContainerRequest request) override {
+    world_->pod_shares_pids = request.pod_shares_pids;
     absl::Status status = world_->Note("storage.prepare");
     if (!status.ok()) co_return status;
     StorageStep step;
@@ -269,21 +270,14 @@ class FakeStorage : public ContainerStorage {
     step.path = absl::StrCat(sandbox.shared_directory, "/", request.container_id);
     status = sandbox.journal_add(step);
     if (!status.ok()) co_return status;
-    sandbox.steps.push_back(step);
     agent::v1::PreparedContainer prepared;
     prepared.set_spec(request.spec_json);
     co_return prepared;
   }
   Co<absl::Status> Release(SandboxStorage& sandbox, std::string id) override {
     absl::Status status = world_->Note("storage.release");
-    auto& steps = sandbox.steps;
-    for (auto it = steps.begin(); status.ok() && it != steps.end();) {
-      if (it->container_id != id) {
-        ++it;
-        continue;
-      }
-      status = sandbox.journal_remove(*it);
-      it = steps.erase(it);
+    for (const StorageStep& step : sandbox.journal_steps()) {
+      if (status.ok() && step.container_id == id) status = sandbox.journal_remove(step);
     }
     co_return status;
   }

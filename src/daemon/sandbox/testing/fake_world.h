@@ -87,6 +87,8 @@ class FakeWorld {
   void Removed(const std::string& thing);
   bool hang() const { return hang_; }
   std::map<std::string, std::shared_ptr<Vm>> vms_;  // by directory; on the event thread
+  // Of the last container that was prepared.
+  std::atomic<bool> pod_shares_pids{true};
 
  private:
   struct Fakes;

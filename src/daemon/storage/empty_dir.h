@@ -1,0 +1,29 @@
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "src/daemon/storage/spec_rewrite.h"
+
+namespace magnetar::daemon {
+
+// An emptyDir that the guest holds in its own memory instead of the host's.
+struct GuestVolume {
+  size_t index = 0;  // of the mount in the spec
+  std::string name;  // the same for all of the pod's containers: "<pod uid>_<volume>"
+  std::vector<std::string> options;  // of its tmpfs
+};
+
+// Whether a kubelet's emptyDir, or a subPath of one, may be at a path. Pure.
+bool MayBeEmptyDir(const std::string& source);
+
+// Those of a container's binds that are emptyDirs with `medium: Memory`. A kubelet (1.33,
+// pkg/volume/emptydir/empty_dir.go) mounts a tmpfs for one at
+// <root>/pods/<pod uid>/volumes/kubernetes.io~empty-dir/<volume>, with the volume's limit as its
+// size. FAILED_PRECONDITION names a mount that cannot be had: one of huge pages, or a part of a
+// volume in memory. Blocks.
+absl::StatusOr<std::vector<GuestVolume>> FindGuestVolumes(const std::vector<HostBind>& binds);
+
+}  // namespace magnetar::daemon
