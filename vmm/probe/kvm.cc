@@ -7,6 +7,8 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -161,10 +163,39 @@ const char* RunGuest(int kvm) {
   return nullptr;
 }
 
-[[noreturn]] void Child(int kvm, int report) {
+// As a VMM does, whose user is none in particular and has at most the device's group, if that is
+// not root's. By system calls: the library's functions would speak to threads that a fork has not
+// taken along.
+int OpenAsVmm(const char* device) {
+  struct stat st;
+  if (::stat(device, &st) != 0) return -1;
+  if (::geteuid() == 0) {
+    constexpr uid_t kNobody = 65534;
+    const gid_t group = st.st_gid;
+    if (::syscall(SYS_setgroups, group == 0 ? 0 : 1, &group) != 0 ||
+        ::syscall(SYS_setresgid, kNobody, kNobody, kNobody) != 0 ||
+        ::syscall(SYS_setresuid, kNobody, kNobody, kNobody) != 0) {
+      return -1;
+    }
+  }
+  return ::open(device, O_RDWR | O_CLOEXEC);
+}
+
+const char* OpenAndRun(const char* device) {
+  const int kvm = OpenAsVmm(device);
+  const int error = errno;
+  // Only now: a change of uid clears it.
   ::prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+  errno = error;
+  if (kvm < 0) return "open it as a VMM's user";
+  errno = 0;
+  if (::ioctl(kvm, KVM_GET_API_VERSION, 0) != KVM_API_VERSION) return "speak KVM to it";
+  return RunGuest(kvm);
+}
+
+[[noreturn]] void Child(const char* device, int report) {
   Verdict verdict{};
-  const char* failed = RunGuest(kvm);
+  const char* failed = OpenAndRun(device);
   if (failed != nullptr) {
     verdict.err = errno;
     std::memcpy(verdict.step, failed, std::min(std::strlen(failed), sizeof(verdict.step) - 1));
@@ -173,14 +204,14 @@ const char* RunGuest(int kvm) {
   ::_exit(0);
 }
 
-absl::Status Run(int kvm, std::chrono::milliseconds limit) {
+absl::Status Run(const std::string& device, std::chrono::milliseconds limit) {
   int fds[2];
   if (::pipe2(fds, O_CLOEXEC) != 0) return ErrnoStatus(errno, "pipe");
   UniqueFd read_end(fds[0]);
   UniqueFd write_end(fds[1]);
   const pid_t pid = ::fork();
   if (pid < 0) return ErrnoStatus(errno, "fork");
-  if (pid == 0) Child(kvm, write_end.get());
+  if (pid == 0) Child(device.c_str(), write_end.get());
   write_end.reset();
   pollfd polled{.fd = read_end.get(), .events = POLLIN, .revents = 0};
   const int ready = ::poll(&polled, 1, static_cast<int>(limit.count()));
@@ -200,7 +231,7 @@ absl::Status Run(int kvm, std::chrono::milliseconds limit) {
 
 #else
 
-absl::Status Run(int, std::chrono::milliseconds) {
+absl::Status Run(const std::string&, std::chrono::milliseconds) {
   return absl::FailedPreconditionError("no test for this processor");
 }
 
@@ -209,14 +240,7 @@ absl::Status Run(int, std::chrono::milliseconds) {
 }  // namespace
 
 absl::Status CheckKvm(const std::string& device, std::chrono::milliseconds limit) {
-  UniqueFd kvm(::open(device.c_str(), O_RDWR | O_CLOEXEC));
-  if (!kvm.ok()) {
-    return absl::FailedPreconditionError(absl::StrCat(device, ": ", ::strerror(errno)));
-  }
-  if (::ioctl(kvm.get(), KVM_GET_API_VERSION, 0) != KVM_API_VERSION) {
-    return absl::FailedPreconditionError(absl::StrCat(device, ": not KVM"));
-  }
-  return Annotate(Run(kvm.get(), limit), device);
+  return Annotate(Run(device, limit), device);
 }
 
 }  // namespace magnetar::vmm

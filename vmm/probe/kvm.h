@@ -13,6 +13,9 @@ namespace magnetar::vmm {
 // kernels do (PVM on a machine without virtualization) starts the same guest, and
 // then interprets it instruction by instruction: it does not finish in time.
 //
+// It opens the device as a VMM will: under an unprivileged uid, with the device's group unless
+// that is root's, which no VMM is given.
+//
 // Runs in a forked child, which is killed after `limit`: a guest that hangs cannot
 // be asked to stop. Safe in a process with threads.
 // FAILED_PRECONDITION: what failed. Takes `limit` at most.

@@ -1,7 +1,13 @@
 #include "vmm/probe/probe.h"
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
+#include <cstdlib>
+#include <string>
+
+#include "magnetar/files.h"
 #include "vmm/probe/kvm.h"
 
 namespace magnetar::vmm {
@@ -21,6 +27,22 @@ TEST(Probe, ReadsQemuVersions) {
 TEST(Probe, WhatIsNotKvmIsNoKvm) {
   EXPECT_TRUE(absl::IsFailedPrecondition(CheckKvm("/dev/null")));
   EXPECT_TRUE(absl::IsFailedPrecondition(CheckKvm("/nonexistent")));
+}
+
+TEST(Probe, ADeviceOfRootsGroupIsNotForVmms) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  char name[] = "/tmp/probe.XXXXXX";
+  const std::string directory = ::mkdtemp(name);
+  const std::string device = directory + "/kvm";
+  ASSERT_TRUE(WriteFileAtomically(device, "", 0660).ok());
+  ASSERT_EQ(::chmod(directory.c_str(), 0755), 0);
+  const std::string why = std::string(CheckKvm(device).message());
+  EXPECT_NE(why.find("open it as a VMM's user: Permission denied"), std::string::npos) << why;
+  // With a group of its own it opens, and is no KVM.
+  ASSERT_EQ(::chown(device.c_str(), 0, 107), 0);
+  const std::string other = std::string(CheckKvm(device).message());
+  EXPECT_NE(other.find("speak KVM"), std::string::npos) << other;
+  EXPECT_TRUE(RemoveTree(directory).ok());
 }
 
 // Whatever the machine has: an answer, in time.
