@@ -36,9 +36,10 @@ constexpr uint64_t kMinMemoryMiB = 64;
 constexpr int kFirstTarget = 10;
 
 std::string VmmDirectory(const std::string& directory) { return absl::StrCat(directory, "/vmm"); }
-std::string QmpPath(const std::string& directory) {
-  return absl::StrCat(VmmDirectory(directory), "/qmp.sock");
-}
+// Not in the VMM's own directory: there a VMM that has been taken over could put a link in its
+// place, and the daemon, root, would send it to another VM's socket. QEMU needs no path, it
+// inherits the socket.
+std::string QmpPath(const std::string& directory) { return absl::StrCat(directory, "/qmp.sock"); }
 
 absl::StatusOr<UniqueFd> Open(const std::string& path, int flags, const char* what) {
   UniqueFd fd(::open(path.c_str(), flags | O_CLOEXEC));
@@ -124,7 +125,9 @@ absl::StatusOr<std::pair<UniqueFd, uint32_t>> ListenVsock() {
 
 absl::Status Validate(const MachineSpec& spec) {
   MAGNETAR_RETURN_IF_ERROR(ValidateId(spec.sandbox_id, "sandbox id"));
-  if (spec.clone.has_value()) return absl::UnimplementedError("QEMU: clones");
+  if (spec.clone.has_value() || !spec.memory_file.empty()) {
+    return absl::UnimplementedError("QEMU: templates and clones");
+  }
   if (spec.vcpus == 0) return absl::InvalidArgumentError("a machine needs a vCPU");
   if (spec.memory_bytes < kMinMemoryMiB * kMiB) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -194,7 +197,7 @@ class QemuDriver : public Driver {
   }
 
   Co<absl::StatusOr<std::unique_ptr<Vm>>> Attach(std::string directory) const override {
-    return AttachVm(QmpPath(directory));
+    return AttachVm(QmpPath(directory), {.vhost_net = config_.vhost_net});
   }
 
  private:
@@ -267,12 +270,13 @@ class QemuDriver : public Driver {
     return absl::OkStatus();
   }
 
-  // QEMU opens /dev/kvm by itself.
+  // QEMU opens /dev/kvm by itself. Root's group is never given: sockets are open to it that mean
+  // root's power, containerd's for one. CheckKvm has seen that it takes no more than this.
   absl::Status PlanGroups(supervisor::v1::Process& process) const {
     if (config_.acceleration != Acceleration::kKvm || process.uid() == 0) return absl::OkStatus();
     struct stat st;
-    if (::stat("/dev/kvm", &st) != 0) return ErrnoStatus(errno, "/dev/kvm");
-    process.add_supplementary_gids(st.st_gid);
+    if (::stat(config_.kvm_device.c_str(), &st) != 0) return ErrnoStatus(errno, config_.kvm_device);
+    if (st.st_gid != 0) process.add_supplementary_gids(st.st_gid);
     return absl::OkStatus();
   }
 

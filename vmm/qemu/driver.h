@@ -14,6 +14,8 @@ struct Config {
   Acceleration acceleration = Acceleration::kTcg;
   uint32_t tsc_khz = 0;    // of the host, for guests under TCG; 0: they calibrate it themselves
   bool vhost_net = false;  // /dev/vhost-net works
+  // What QEMU opens under KVM; its group decides which group QEMU is given.
+  std::string kvm_device = "/dev/kvm";
 };
 
 std::unique_ptr<Driver> MakeDriver(Config config);

@@ -69,7 +69,7 @@ TEST_F(DriverTest, PlansTheFileServerBeforeTheVmm) {
     }
   }
   struct stat st;
-  EXPECT_EQ(::stat(absl::StrCat(directory_, "/vmm/qmp.sock").c_str(), &st), 0);
+  EXPECT_EQ(::stat(absl::StrCat(directory_, "/qmp.sock").c_str(), &st), 0);
   // The one connection has been made: nobody else finds the socket.
   EXPECT_NE(::stat(absl::StrCat(directory_, "/vmm/virtiofs.sock").c_str(), &st), 0);
 }
@@ -86,6 +86,24 @@ TEST_F(DriverTest, BorrowsTheTap) {
   ASSERT_TRUE(plan.ok()) << plan.status();
   const auto& descriptors = plan->processes[1].descriptors();
   EXPECT_EQ(descriptors[descriptors.size() - 1].source(), tap.get());
+}
+
+TEST_F(DriverTest, QemuNeverGetsRootsGroup) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  config_.acceleration = Acceleration::kKvm;
+  config_.kvm_device = absl::StrCat(directory_, "/kernel");
+  spec_.uid = spec_.gid = 64055;
+  for (const gid_t group : {gid_t{0}, gid_t{107}}) {
+    ASSERT_EQ(::chown(config_.kvm_device.c_str(), 0, group), 0);
+    auto plan = Plan();
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    const auto& groups = plan->processes[1].supplementary_gids();
+    if (group == 0) {
+      EXPECT_EQ(groups.size(), 0);
+    } else {
+      EXPECT_THAT(groups, testing::ElementsAre(group));
+    }
+  }
 }
 
 TEST_F(DriverTest, MissingFilesAreNamed) {
@@ -126,6 +144,9 @@ TEST_F(DriverTest, BadSpecs) {
   spec_ = good;
   spec_.clone = CloneSource{};
   ExpectFailure(absl::StatusCode::kUnimplemented, "clones");
+  spec_ = good;
+  spec_.memory_file = "/dev/shm/template";
+  ExpectFailure(absl::StatusCode::kUnimplemented, "templates");
   spec_ = good;
   spec_.sandbox_id = "../x";
   ExpectFailure(absl::StatusCode::kInvalidArgument, "sandbox id");

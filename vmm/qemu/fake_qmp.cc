@@ -13,7 +13,8 @@ namespace magnetar::vmm::qemu {
 
 using nlohmann::json;
 
-FakeQmp::FakeQmp(Script script) : script_(std::move(script)) {
+FakeQmp::FakeQmp(Script script, std::string after_negotiation)
+    : script_(std::move(script)), after_negotiation_(std::move(after_negotiation)) {
   char name[] = "/tmp/fake-qmp.XXXXXX";
   directory_ = ::mkdtemp(name);
   path_ = directory_ + "/qmp.sock";
@@ -92,10 +93,11 @@ void FakeQmp::Serve() {
       commands_.push_back(command);
     }
     std::vector<json> replies = {{{"return", json::object()}}};
-    if (command.name != "qmp_capabilities") replies = script_(command);
+    const bool negotiation = command.name == "qmp_capabilities";
+    if (!negotiation) replies = script_(command);
     for (json& reply : replies) {
       if (!reply.contains("event")) reply["id"] = request["id"];
-      Send(reply.dump() + "\r\n");
+      Send(reply.dump() + "\r\n" + (negotiation ? after_negotiation_ : ""));
     }
   }
 }

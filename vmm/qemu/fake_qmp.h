@@ -24,8 +24,9 @@ class FakeQmp {
   // id is added to those that have no "event".
   using Script = std::function<std::vector<nlohmann::json>(const Command&)>;
 
-  // Listens in a directory of its own.
-  explicit FakeQmp(Script script);
+  // Listens in a directory of its own. `after_negotiation` goes out in one write with the answer
+  // that ends the negotiation.
+  explicit FakeQmp(Script script, std::string after_negotiation = "");
   ~FakeQmp();
 
   const std::string& path() const { return path_; }
@@ -39,6 +40,7 @@ class FakeQmp {
   std::string ReadLine(bool* with_fd);
 
   Script script_;
+  std::string after_negotiation_;
   std::string directory_, path_;
   UniqueFd listener_, connection_;
   mutable std::mutex mutex_;

@@ -8,6 +8,7 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/posix/stream_descriptor.hpp>
+#include <boost/asio/post.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <cerrno>
@@ -28,6 +29,10 @@ namespace {
 
 using nlohmann::json;
 using Descriptor = asio::posix::stream_descriptor;
+
+// Buffers read before others get their turn: a VMM that has been taken over may never stop
+// sending, and the daemon has few threads.
+constexpr int kReadsInARow = 8;
 
 Co<bool> WaitFor(Descriptor& socket, Descriptor::wait_type type) {
   auto wait = socket.async_wait(type, asio::as_tuple(asio::use_awaitable));
@@ -56,10 +61,12 @@ ssize_t SendWithFd(int socket, std::string_view data, int fd) {
 
 class Client : public QmpClient, public std::enable_shared_from_this<Client> {
  public:
-  Client(const asio::any_io_executor& executor, UniqueFd socket, std::chrono::nanoseconds timeout)
+  Client(const asio::any_io_executor& executor, UniqueFd socket, std::chrono::nanoseconds timeout,
+         Handlers handlers)
       : executor_(executor),
         socket_(executor, socket.release()),
         timeout_(timeout),
+        handlers_(std::move(handlers)),
         greeted_(std::make_shared<Call>(executor)) {}
 
   void Start() { asio::co_spawn(executor_, Read(shared_from_this()), asio::detached); }
@@ -87,8 +94,6 @@ class Client : public QmpClient, public std::enable_shared_from_this<Client> {
     co_return std::move(call->data);
   }
 
-  void OnEvent(EventHandler handler) override { on_event_ = std::move(handler); }
-  void OnClosed(std::function<void()> handler) override { on_closed_ = std::move(handler); }
   void Close() override { ::shutdown(socket_.native_handle(), SHUT_RDWR); }
 
  private:
@@ -144,12 +149,19 @@ class Client : public QmpClient, public std::enable_shared_from_this<Client> {
     QmpLines lines;
     char buffer[16384];
     std::string reason = "QEMU closed the connection";
+    int reads = 0;
     while (true) {
+      if (++reads == kReadsInARow) {
+        reads = 0;
+        auto turn = asio::post(self->executor_, asio::use_awaitable);
+        co_await std::move(turn);
+      }
       const ssize_t n = ::recv(self->socket_.native_handle(), buffer, sizeof(buffer), 0);
       if (n == 0) break;
       if (n < 0) {
         if (errno == EINTR) continue;
         if (errno != EAGAIN) break;
+        reads = 0;
         auto wait = WaitFor(self->socket_, Descriptor::wait_read);
         if (!co_await std::move(wait)) break;
         continue;
@@ -173,7 +185,7 @@ class Client : public QmpClient, public std::enable_shared_from_this<Client> {
         Finish(*greeted_, absl::OkStatus());
         break;
       case QmpMessage::Kind::kEvent:
-        if (on_event_) on_event_(message->event, message->data);
+        if (handlers_.event) handlers_.event(message->event, message->data);
         break;
       case QmpMessage::Kind::kReply:
         // A reply to a call that gave up waiting has nobody left.
@@ -197,21 +209,20 @@ class Client : public QmpClient, public std::enable_shared_from_this<Client> {
       if (!call->status.has_value()) Finish(*call, status);
     }
     // The handlers may hold the owner of this connection: they go with it.
-    on_event_ = nullptr;
-    if (auto handler = std::exchange(on_closed_, nullptr)) handler();
+    const Handlers handlers = std::exchange(handlers_, Handlers());
+    if (handlers.closed) handlers.closed();
   }
 
   asio::any_io_executor executor_;
   Descriptor socket_;
   const std::chrono::nanoseconds timeout_;
+  Handlers handlers_;
   std::shared_ptr<Call> greeted_;
   std::map<uint64_t, std::shared_ptr<Call>> calls_;
   std::deque<Outgoing> outgoing_;
   bool writing_ = false;
   bool closed_ = false;
   uint64_t next_id_ = 1;
-  EventHandler on_event_;
-  std::function<void()> on_closed_;
 };
 
 absl::StatusOr<UniqueFd> Dial(const std::string& path) {
@@ -232,12 +243,14 @@ absl::StatusOr<UniqueFd> Dial(const std::string& path) {
 
 }  // namespace
 
-Co<absl::StatusOr<std::shared_ptr<QmpClient>>> QmpClient::Connect(
-    std::string path, std::chrono::nanoseconds timeout) {
+Co<absl::StatusOr<std::shared_ptr<QmpClient>>> QmpClient::Connect(std::string path,
+                                                                  std::chrono::nanoseconds timeout,
+                                                                  Handlers handlers) {
   auto socket = Dial(path);
   if (!socket.ok()) co_return socket.status();
   auto executor = co_await asio::this_coro::executor;
-  auto client = std::make_shared<Client>(executor, *std::move(socket), timeout);
+  auto client =
+      std::make_shared<Client>(executor, *std::move(socket), timeout, std::move(handlers));
   client->Start();
   auto greeted = client->Greeted();
   absl::Status status = co_await std::move(greeted);

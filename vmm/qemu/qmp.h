@@ -23,18 +23,22 @@ class QmpClient {
  public:
   virtual ~QmpClient() = default;
 
-  // Connects, and negotiates.
+  struct Handlers {
+    std::function<void(const std::string& event, const nlohmann::json& data)> event;
+    // Called once, when the connection has ended and every command with it.
+    std::function<void()> closed;
+  };
+
+  // Connects, and negotiates. Handlers are called from then on: events may come with the last
+  // answer of the negotiation.
   static Co<absl::StatusOr<std::shared_ptr<QmpClient>>> Connect(std::string path,
-                                                                std::chrono::nanoseconds timeout);
+                                                                std::chrono::nanoseconds timeout,
+                                                                Handlers handlers);
 
   // `arguments` may be null. `fd` is sent along if it is one, and closed here.
   virtual Co<absl::StatusOr<nlohmann::json>> Execute(std::string command, nlohmann::json arguments,
                                                      UniqueFd fd) = 0;
 
-  using EventHandler = std::function<void(const std::string& event, const nlohmann::json& data)>;
-  virtual void OnEvent(EventHandler handler) = 0;
-  // Called once, when the connection has ended and every command with it.
-  virtual void OnClosed(std::function<void()> handler) = 0;
   virtual void Close() = 0;
 };
 

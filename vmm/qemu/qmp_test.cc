@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 
+#include <algorithm>
+#include <atomic>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/io_context.hpp>
 #include <optional>
@@ -80,19 +82,24 @@ class QmpTest : public testing::Test {
  protected:
   std::shared_ptr<QmpClient> Connect(FakeQmp& server,
                                      std::chrono::milliseconds timeout = std::chrono::seconds(5)) {
-    auto client = Await(context_, QmpClient::Connect(server.path(), timeout));
+    QmpClient::Handlers handlers;
+    handlers.event = [this](const std::string& name, const json&) { events_.push_back(name); };
+    handlers.closed = [this] { closed_ = true; };
+    auto client = Await(context_, QmpClient::Connect(server.path(), timeout, std::move(handlers)));
     EXPECT_TRUE(client.ok()) << client.status();
     return *client;
   }
   absl::StatusOr<json> Execute(QmpClient& client, const std::string& command) {
     return Await(context_, client.Execute(command, json(), UniqueFd()));
   }
+  std::vector<std::string> events_;
+  bool closed_ = false;
   asio::io_context context_;
 };
 
 TEST_F(QmpTest, NobodyThere) {
   auto client =
-      Await(context_, QmpClient::Connect("/nonexistent/qmp.sock", std::chrono::seconds(1)));
+      Await(context_, QmpClient::Connect("/nonexistent/qmp.sock", std::chrono::seconds(1), {}));
   EXPECT_TRUE(absl::IsUnavailable(client.status()));
 }
 
@@ -102,14 +109,51 @@ TEST_F(QmpTest, CommandsEventsAndErrors) {
     return {{{"event", "STOP"}}, Return({{"name", c.name}})};
   });
   auto client = Connect(server);
-  std::vector<std::string> events;
-  client->OnEvent([&](const std::string& name, const json&) { events.push_back(name); });
   EXPECT_EQ(StringAt(*Execute(*client, "one"), "name"), "one");
-  EXPECT_THAT(events, ElementsAre("STOP"));
+  EXPECT_THAT(events_, ElementsAre("STOP"));
   const absl::Status bad = Execute(*client, "bad").status();
   EXPECT_TRUE(absl::IsFailedPrecondition(bad));
   EXPECT_EQ(bad.message(), "QMP bad: nothing doing");
   EXPECT_EQ(StringAt(*Execute(*client, "two"), "name"), "two");
+}
+
+// QEMU's last words may come in one read with the answer that ends the negotiation.
+TEST_F(QmpTest, EventsAndTheEndAreNotLostToTheNegotiation) {
+  FakeQmp server([](const Command&) { return std::vector<json>(); }, "{\"event\": \"SHUTDOWN\"}\n");
+  auto client = Connect(server);
+  EXPECT_THAT(events_, ElementsAre("SHUTDOWN"));
+  server.Disconnect();
+  EXPECT_TRUE(absl::IsUnavailable(Execute(*client, "x").status()));
+  EXPECT_TRUE(closed_);
+}
+
+// A VMM that never stops sending does not keep the thread.
+TEST_F(QmpTest, AFloodOfEventsLeavesOthersTheirTurn) {
+  FakeQmp server([](const Command&) { return std::vector<json>(); });
+  auto client = Connect(server);
+  std::atomic<bool> stop = false;
+  std::thread flood([&] {
+    std::string many;
+    while (many.size() < 32 << 10) many += "{\"event\": \"FLOOD\"}\n";
+    while (!stop) server.Send(many);
+  });
+  // The reader finds more each time, and still lets go after eight buffers of 16 KiB.
+  size_t longest_turn = 0;
+  while (events_.size() < 100000) {
+    const size_t before = events_.size();
+    context_.restart();
+    context_.run_one();
+    longest_turn = std::max(longest_turn, events_.size() - before);
+  }
+  EXPECT_LT(longest_turn, size_t{8000});
+  stop = true;
+  client->Close();
+  // The sender may be waiting for room.
+  while (!closed_) {
+    context_.restart();
+    context_.run_one();
+  }
+  flood.join();
 }
 
 TEST_F(QmpTest, SilenceIsADeadline) {
@@ -121,11 +165,9 @@ TEST_F(QmpTest, SilenceIsADeadline) {
 TEST_F(QmpTest, GarbageEndsTheConnection) {
   FakeQmp server([](const Command&) { return std::vector<json>(); });
   auto client = Connect(server);
-  bool closed = false;
-  client->OnClosed([&] { closed = true; });
   server.Send("no JSON\n");
   EXPECT_TRUE(absl::IsUnavailable(Execute(*client, "x").status()));
-  EXPECT_TRUE(closed);
+  EXPECT_TRUE(closed_);
   EXPECT_TRUE(absl::IsUnavailable(Execute(*client, "y").status()));
 }
 
@@ -143,7 +185,7 @@ TEST_F(QmpTest, AnEndlessLineEndsTheConnection) {
 class VmTest : public QmpTest {
  protected:
   std::unique_ptr<Vm> Attach(FakeQmp& server) {
-    auto vm = Await(context_, AttachVm(server.path()));
+    auto vm = Await(context_, AttachVm(server.path(), options_));
     EXPECT_TRUE(vm.ok()) << vm.status();
     return *std::move(vm);
   }
@@ -154,6 +196,7 @@ class VmTest : public QmpTest {
     }
     return names;
   }
+  VmOptions options_;
   UniqueFd disk_{::memfd_create("disk", MFD_CLOEXEC)};
 };
 
@@ -223,10 +266,78 @@ TEST_F(VmTest, RemovingWhatIsNotThere) {
   FakeQmp server([](const Command& c) -> std::vector<json> {
     if (c.name == "device_del") return {Error("DeviceNotFound", "no disk-d")};
     if (c.name == "query-fdsets") return {Return(json::array())};
+    if (c.name == "query-named-block-nodes") {
+      return {Return(json::array({{{"node-name", "root"}}}))};
+    }
     return {Error("GenericError", "no node")};
   });
   auto vm = Attach(server);
   EXPECT_TRUE(absl::IsNotFound(Await(context_, vm->RemoveDisk("d"))));
+}
+
+TEST_F(VmTest, ANodeThatStaysKeepsItsFile) {
+  FakeQmp server([](const Command& c) -> std::vector<json> {
+    if (c.name == "device_del") return {Return(), Deleted("disk-d")};
+    if (c.name == "query-fdsets") {
+      return {
+          Return(json::array({{{"fdset-id", 4}, {"fds", {{{"fd", 3}, {"opaque", "disk-d"}}}}}}))};
+    }
+    if (c.name == "query-named-block-nodes") {
+      return {Return(json::array({{{"node-name", "root"}}, {{"node-name", "disk-d"}}}))};
+    }
+    return {Error("GenericError", "node is in use")};
+  });
+  auto vm = Attach(server);
+  const absl::Status status = Await(context_, vm->RemoveDisk("d"));
+  EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("node is in use"));
+  EXPECT_THAT(Names(server),
+              ElementsAre("device_del", "query-fdsets", "blockdev-del", "query-named-block-nodes"));
+}
+
+// An attempt that got as far as the node; what is left is the descriptor.
+TEST_F(VmTest, ADescriptorWithoutItsNodeIsRemoved) {
+  FakeQmp server([](const Command& c) -> std::vector<json> {
+    if (c.name == "device_del") return {Error("DeviceNotFound", "no disk-d")};
+    if (c.name == "query-fdsets") {
+      return {
+          Return(json::array({{{"fdset-id", 4}, {"fds", {{{"fd", 3}, {"opaque", "disk-d"}}}}}}))};
+    }
+    if (c.name == "query-named-block-nodes") return {Return(json::array())};
+    if (c.name == "blockdev-del") return {Error("GenericError", "no node")};
+    return {Return()};
+  });
+  auto vm = Attach(server);
+  EXPECT_TRUE(Await(context_, vm->RemoveDisk("d")).ok());
+  EXPECT_EQ(server.commands().back().name, "remove-fd");
+}
+
+TEST_F(VmTest, WhatCameBeforeTheHandlerIsToldToIt) {
+  FakeQmp server([](const Command&) { return std::vector<json>(); },
+                 "{\"event\": \"SHUTDOWN\", \"data\": {\"reason\": \"guest-reset\"}}\n");
+  auto vm = Attach(server);
+  server.Disconnect();
+  EXPECT_TRUE(absl::IsUnavailable(Await(context_, vm->Pause())));
+  std::vector<vmm::Event::Kind> kinds;
+  vm->OnEvent([&](const vmm::Event& e) { kinds.push_back(e.kind); });
+  EXPECT_THAT(kinds, ElementsAre(vmm::Event::Kind::kShutdown, vmm::Event::Kind::kClosed));
+}
+
+TEST_F(VmTest, AHandlerMayLetGoOfTheVm) {
+  FakeQmp server([](const Command&) { return std::vector<json>(); });
+  auto vm = Attach(server);
+  const std::string text(100, 'x');  // on the heap, with the handler
+  std::string seen;
+  vm->OnEvent([&vm, &seen, text](const vmm::Event&) {
+    vm.reset();
+    seen = text;
+  });
+  server.Disconnect();
+  while (seen.empty()) {
+    context_.restart();
+    context_.run_one();
+  }
+  EXPECT_EQ(seen, text);
 }
 
 TEST_F(VmTest, AGuestThatRefusesToLetGo) {

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
@@ -26,6 +27,8 @@ using nlohmann::json;
 
 // QEMU answers commands at once; more means that it hangs.
 constexpr std::chrono::seconds kCommandTimeout{10};
+// Of what comes between the connection and the first OnEvent.
+constexpr size_t kMaxEarlyEvents = 64;
 // For the guest to let go of a device.
 constexpr std::chrono::seconds kUnplugTimeout{10};
 
@@ -33,6 +36,12 @@ absl::StatusOr<UniqueFd> Duplicate(int fd) {
   UniqueFd copy(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
   if (!copy.ok()) return ErrnoStatus(errno, absl::StrCat("duplicate descriptor ", fd));
   return copy;
+}
+
+absl::StatusOr<UniqueFd> OpenVhostNet() {
+  UniqueFd device(::open("/dev/vhost-net", O_RDWR | O_CLOEXEC));
+  if (!device.ok()) return ErrnoStatus(errno, "/dev/vhost-net");
+  return device;
 }
 
 // The failure of an operation, and that of taking back its first half.
@@ -61,7 +70,24 @@ struct Shared {
   }
 
   void Emit(vmm::Event::Kind kind, std::string detail) {
-    if (handler) handler(vmm::Event{.kind = kind, .detail = std::move(detail)});
+    vmm::Event event{.kind = kind, .detail = std::move(detail)};
+    if (!handler) {
+      // Until somebody listens; a connection ends once, and that must not be among what is lost.
+      if (early.size() < kMaxEarlyEvents || kind == vmm::Event::Kind::kClosed) {
+        early.push_back(std::move(event));
+      }
+      return;
+    }
+    // A copy: it may let go of the Vm, and with it of itself.
+    const auto call = handler;
+    call(event);
+  }
+
+  void SetHandler(std::function<void(const vmm::Event&)> next) {
+    handler = std::move(next);
+    if (!handler) return;
+    const auto call = handler;
+    for (const vmm::Event& event : std::exchange(early, {})) call(event);
   }
 
   void OnQmpEvent(const std::string& name, const json& data) {
@@ -93,19 +119,16 @@ struct Shared {
   asio::any_io_executor executor;
   std::map<std::string, std::shared_ptr<Removal>> removals;
   std::function<void(const vmm::Event&)> handler;
+  std::vector<vmm::Event> early;
 };
 
 class QemuVm : public Vm {
  public:
-  QemuVm(std::shared_ptr<QmpClient> qmp, std::shared_ptr<Shared> shared)
-      : qmp_(std::move(qmp)), shared_(std::move(shared)) {
-    qmp_->OnEvent(
-        [s = shared_](const std::string& name, const json& data) { s->OnQmpEvent(name, data); });
-    qmp_->OnClosed([s = shared_] { s->OnClosed(); });
-  }
+  QemuVm(std::shared_ptr<QmpClient> qmp, std::shared_ptr<Shared> shared, VmOptions options)
+      : qmp_(std::move(qmp)), shared_(std::move(shared)), options_(options) {}
 
   ~QemuVm() override {
-    shared_->handler = nullptr;
+    shared_->SetHandler(nullptr);
     qmp_->Close();
   }
 
@@ -176,14 +199,38 @@ class QemuVm : public Vm {
     absl::StatusOr<json> got = co_await std::move(get_fd);
     if (!got.ok()) co_return got.status();
 
-    json netdev = {{"type", "tap"}, {"id", backend}, {"fd", backend}, {"vhost", false}};
+    json netdev = {{"type", "tap"}, {"id", backend}, {"fd", backend}};
+    if (options_.vhost_net) {
+      const std::string vhost = absl::StrCat(nic.id, "-vhost");
+      auto device = OpenVhostNet();
+      absl::Status passed = device.status();
+      if (device.ok()) {
+        json vhost_name = {{"fdname", vhost}};
+        auto pass = qmp_->Execute("getfd", std::move(vhost_name), *std::move(device));
+        const absl::StatusOr<json> answer = co_await std::move(pass);
+        passed = answer.status();
+      }
+      if (!passed.ok()) {
+        auto forget = Forget(backend);
+        const absl::Status forgotten = co_await std::move(forget);
+        co_return WithUndo(passed, forgotten);
+      }
+      netdev["vhost"] = true;
+      netdev["vhostfd"] = vhost;
+    } else {
+      netdev["vhost"] = false;
+    }
     auto add_netdev = Run("netdev_add", std::move(netdev));
     absl::Status status = co_await std::move(add_netdev);
     if (!status.ok()) {
-      json unused = {{"fdname", backend}};
-      auto close_fd = Run("closefd", std::move(unused));
-      const absl::Status closed = co_await std::move(close_fd);
-      co_return WithUndo(status, closed);
+      auto forget = Forget(backend);
+      absl::Status forgotten = co_await std::move(forget);
+      if (options_.vhost_net) {
+        auto forget_vhost = Forget(absl::StrCat(nic.id, "-vhost"));
+        const absl::Status vhost_forgotten = co_await std::move(forget_vhost);
+        forgotten.Update(vhost_forgotten);
+      }
+      co_return WithUndo(status, forgotten);
     }
     json device = {{"driver", "virtio-net-pci"},
                    {"id", nic.id},
@@ -232,7 +279,7 @@ class QemuVm : public Vm {
   }
 
   void OnEvent(std::function<void(const vmm::Event&)> handler) override {
-    shared_->handler = std::move(handler);
+    shared_->SetHandler(std::move(handler));
   }
 
  private:
@@ -240,6 +287,12 @@ class QemuVm : public Vm {
     auto execute = qmp_->Execute(std::move(command), std::move(arguments), UniqueFd());
     absl::StatusOr<json> reply = co_await std::move(execute);
     co_return reply.status();
+  }
+
+  // Closes a descriptor that was passed and not used.
+  Co<absl::Status> Forget(std::string fdname) {
+    json name = {{"fdname", fdname}};
+    return Run("closefd", std::move(name));
   }
 
   // Completes at DEVICE_DELETED.
@@ -282,27 +335,50 @@ class QemuVm : public Vm {
     }
     json node = {{"node-name", id}};
     auto remove_node = Run("blockdev-del", std::move(node));
-    absl::Status status = co_await std::move(remove_node);
-    if (!fdset.has_value()) {
-      co_return status.ok() ? status : absl::NotFoundError(absl::StrCat("no disk ", id));
+    const absl::Status removed = co_await std::move(remove_node);
+    if (!removed.ok()) {
+      // QEMU has one class of error for a node that is in use and for one that is not there.
+      auto has = HasNode(id);
+      const absl::StatusOr<bool> there = co_await std::move(has);
+      if (!there.ok() || *there) co_return removed;
+      if (!fdset.has_value()) co_return absl::NotFoundError(absl::StrCat("no disk ", id));
     }
+    if (!fdset.has_value()) co_return absl::OkStatus();
     json set = {{"fdset-id", *fdset}};
     auto remove_set = Run("remove-fd", std::move(set));
     co_return co_await std::move(remove_set);
   }
 
+  Co<absl::StatusOr<bool>> HasNode(std::string id) {
+    json flat = {{"flat", true}};
+    auto query = qmp_->Execute("query-named-block-nodes", std::move(flat), UniqueFd());
+    const absl::StatusOr<json> nodes = co_await std::move(query);
+    if (!nodes.ok()) co_return nodes.status();
+    for (const json& node : *nodes) {
+      if (StringAt(node, "node-name") == id) co_return true;
+    }
+    co_return false;
+  }
+
   std::shared_ptr<QmpClient> qmp_;
   std::shared_ptr<Shared> shared_;
+  const VmOptions options_;
 };
 
 }  // namespace
 
-Co<absl::StatusOr<std::unique_ptr<Vm>>> AttachVm(std::string qmp_path) {
+Co<absl::StatusOr<std::unique_ptr<Vm>>> AttachVm(std::string qmp_path, VmOptions options) {
   auto executor = co_await asio::this_coro::executor;
-  auto connect = QmpClient::Connect(std::move(qmp_path), kCommandTimeout);
+  auto shared = std::make_shared<Shared>(executor);
+  QmpClient::Handlers handlers;
+  handlers.event = [shared](const std::string& name, const json& data) {
+    shared->OnQmpEvent(name, data);
+  };
+  handlers.closed = [shared] { shared->OnClosed(); };
+  auto connect = QmpClient::Connect(std::move(qmp_path), kCommandTimeout, std::move(handlers));
   auto qmp = co_await std::move(connect);
   if (!qmp.ok()) co_return qmp.status();
-  co_return std::make_unique<QemuVm>(*std::move(qmp), std::make_shared<Shared>(executor));
+  co_return std::make_unique<QemuVm>(*std::move(qmp), std::move(shared), options);
 }
 
 }  // namespace magnetar::vmm::qemu
