@@ -45,7 +45,8 @@ int64_t Now() {
 // When the VM ended, by the supervisor's record; nullopt while it lives.
 std::optional<int64_t> VmExit(const std::string& directory) {
   auto text = ReadFile(absl::StrCat(directory, "/exit.json"), 64 << 10);
-  if (!text.ok()) return std::nullopt;
+  // The supervisor makes the file at its start, and writes it at the end.
+  if (!text.ok() || text->empty()) return std::nullopt;
   const auto json = nlohmann::json::parse(*text, nullptr, /*allow_exceptions=*/false);
   if (!json.is_object()) return Now();
   const auto it = json.find("exited_at_ns");

@@ -15,11 +15,15 @@ using AsyncFd = asio::posix::stream_descriptor;
 
 Co<absl::Status> WaitReadable(AsyncFd& fd);
 Co<absl::Status> WaitWritable(AsyncFd& fd);
-// Completes at EPOLLHUP or EPOLLERR: the peer is gone for both directions.
+// OK at EPOLLHUP or EPOLLERR: the peer is gone for both directions.
 Co<absl::Status> WaitHangup(AsyncFd& fd);
+// Whether it is; what completes a wait_error is also urgent data, which any peer can send.
+bool HungUp(AsyncFd& fd);
 
 // The next connection of a listening socket of any family, non-blocking. A
-// connection that was given up before it was accepted is passed over.
+// connection that was given up before it was accepted is passed over. CANCELLED: the listener
+// was closed; RESOURCE_EXHAUSTED: there are no descriptors or no memory now; FAILED_PRECONDITION:
+// it will never accept again.
 Co<absl::StatusOr<UniqueFd>> Accept(AsyncFd& listener);
 
 // To a socket.

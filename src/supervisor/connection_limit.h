@@ -24,6 +24,12 @@ class ConnectionLimit {
     freed_.NotifyAll();
   }
 
+  // Returns when a connection was released, and at `deadline`.
+  Co<void> WaitReleased(Event::Clock::time_point deadline) {
+    auto wait = freed_.WaitUntil(deadline);
+    co_await std::move(wait);
+  }
+
  private:
   Event freed_;
   int left_;

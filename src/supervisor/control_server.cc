@@ -2,70 +2,79 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include <algorithm>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
-#include <boost/asio/post.hpp>
-#include <boost/asio/use_awaitable.hpp>
 #include <utility>
 
+#include "src/supervisor/accept_loop.h"
+
 namespace magnetar::supervisor {
+namespace {
+
+// A daemon has one or two; each magnetarctl one.
+constexpr int kMaxControlConnections = 256;
+
+}  // namespace
 
 ControlServer::ControlServer(asio::any_io_executor executor, UniqueFd listener,
-                             std::shared_ptr<const ttrpc::Services> services, IdleTrim& trim)
+                             std::shared_ptr<const ttrpc::Services> services,
+                             std::shared_ptr<Calls> calls, IdleTrim& trim)
     : executor_(executor),
       listener_(executor, listener.release()),
       trim_(trim),
       services_(std::move(services)),
-      closed_(executor) {}
+      calls_(std::move(calls)),
+      limit_(std::make_shared<ConnectionLimit>(executor, kMaxControlConnections)) {}
 
 Co<void> ControlServer::Serve(UniqueFd socket) {
   UniqueFd copy(::fcntl(socket.get(), F_DUPFD_CLOEXEC, 0));
-  if (!copy.ok()) co_return;
-  open_.push_back(&copy);
-  auto serve = ttrpc::ServeConnection(std::move(socket), services_);
-  // How a peer left is nobody's concern.
-  [[maybe_unused]] const absl::Status status = co_await std::move(serve);
-  std::erase(open_, &copy);
-  closed_.NotifyAll();
+  if (copy.ok()) {
+    open_.push_back(&copy);
+    auto serve = ttrpc::ServeConnection(std::move(socket), services_);
+    // How a peer left is nobody's concern.
+    [[maybe_unused]] const absl::Status status = co_await std::move(serve);
+    std::erase(open_, &copy);
+  }
+  limit_->Release();
+  calls_->changed().NotifyAll();
 }
 
-Co<void> ControlServer::Run() {
-  while (true) {
-    auto accept = Accept(listener_);
-    absl::StatusOr<UniqueFd> socket = co_await std::move(accept);
-    if (!socket.ok()) co_return;
+Co<absl::Status> ControlServer::Run() {
+  auto serve = [this](UniqueFd socket) {
     trim_.Activity();
-    asio::co_spawn(executor_, Serve(*std::move(socket)), asio::detached);
-  }
+    asio::co_spawn(executor_, Serve(std::move(socket)), asio::detached);
+    calls_->changed().NotifyAll();
+  };
+  auto loop = AcceptLoop(listener_, limit_, std::move(serve));
+  co_return co_await std::move(loop);
 }
 
+// Calls that were made before the end and that nobody has read yet.
 bool ControlServer::HasInput() {
-  std::vector<pollfd> polled = {{.fd = listener_.native_handle(), .events = POLLIN, .revents = 0}};
-  for (const UniqueFd* fd : open_)
-    polled.push_back({.fd = fd->get(), .events = POLLIN, .revents = 0});
-  ::poll(polled.data(), polled.size(), 0);
-  for (const pollfd& p : polled) {
-    // A peer that has closed needs no answer.
-    if ((p.revents & POLLIN) != 0 && (p.revents & POLLHUP) == 0) return true;
-  }
-  return false;
+  pollfd backlog{.fd = listener_.native_handle(), .events = POLLIN, .revents = 0};
+  if (::poll(&backlog, 1, 0) == 1) return true;
+  return std::any_of(open_.begin(), open_.end(), [](const UniqueFd* fd) {
+    int unread = 0;
+    return ::ioctl(fd->get(), FIONREAD, &unread) == 0 && unread > 0;
+  });
 }
 
 Co<void> ControlServer::Drain(std::chrono::nanoseconds grace) {
   const auto deadline = Event::Clock::now() + grace;
-  // Calls that were made before the end get their answer as well.
-  while (HasInput() && Event::Clock::now() < deadline) {
-    auto turn = asio::post(executor_, asio::use_awaitable);
-    co_await std::move(turn);
+  // Whatever is read becomes a call, and a call that ends wakes this.
+  while ((calls_->running() > 0 || HasInput()) && Event::Clock::now() < deadline) {
+    auto wait = calls_->changed().WaitUntil(deadline);
+    co_await std::move(wait);
   }
   listener_.close();
-  // To the server this is the peer's orderly close: it answers what is pending, then ends.
+  // To the server this is the peer's orderly close.
   for (UniqueFd* fd : open_) ::shutdown(fd->get(), SHUT_RD);
   while (!open_.empty() && Event::Clock::now() < deadline) {
-    auto wait = closed_.WaitUntil(deadline);
+    auto wait = calls_->changed().WaitUntil(deadline);
     co_await std::move(wait);
   }
 }

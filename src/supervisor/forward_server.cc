@@ -10,17 +10,23 @@
 #include <boost/asio/detached.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <cerrno>
+#include <chrono>
 #include <memory>
 #include <string>
 #include <utility>
 
 #include "magnetar/forward.h"
 #include "magnetar/status.h"
+#include "src/supervisor/accept_loop.h"
+#include "src/supervisor/attempt.h"
 #include "src/supervisor/connection_limit.h"
 #include "src/supervisor/relay.h"
 
 namespace magnetar::supervisor {
 namespace {
+
+// For the guest to accept the connection and to make its own.
+constexpr std::chrono::seconds kConnectDeadline{10};
 
 // Ends a connection so that its peer sees a refusal, a reset, not an empty answer.
 void Reset(AsyncFd& socket) {
@@ -68,7 +74,8 @@ Co<void> HandleOne(UniqueFd client, GuestAccess access, uint32_t agent_port,
   AsyncFd socket(executor, client.release());
   const absl::StatusOr<uint16_t> port = OriginalPort(socket.native_handle());
   if (port.ok() && access.ready->is_open()) {
-    auto connect = ConnectToPort(access, agent_port, *port);
+    auto connect = Bounded({.limit = kConnectDeadline, .client = &socket},
+                           ConnectToPort(access, agent_port, *port));
     absl::StatusOr<UniqueFd> guest = co_await std::move(connect);
     if (guest.ok()) {
       UniqueFd owned(socket.release());
@@ -77,6 +84,7 @@ Co<void> HandleOne(UniqueFd client, GuestAccess access, uint32_t agent_port,
     }
   }
   if (socket.is_open()) Reset(socket);
+  socket.close();
   limit->Release();
 }
 
@@ -96,18 +104,15 @@ absl::StatusOr<uint16_t> OriginalPort(int socket) {
   return ErrnoStatus(errno, "original destination of a forwarded connection");
 }
 
-Co<void> ServeForward(AsyncFd& listener, GuestAccess access, uint32_t agent_port) {
+Co<absl::Status> ServeForward(AsyncFd& listener, GuestAccess access, uint32_t agent_port) {
   auto executor = co_await asio::this_coro::executor;
-  auto limit = std::make_shared<ConnectionLimit>(executor, kMaxConnections);
-  while (true) {
-    auto slot = limit->Acquire();
-    co_await std::move(slot);
-    auto accept = Accept(listener);
-    absl::StatusOr<UniqueFd> client = co_await std::move(accept);
-    if (!client.ok()) co_return;
-    asio::co_spawn(executor, HandleOne(*std::move(client), access, agent_port, limit),
+  auto limit = std::make_shared<ConnectionLimit>(executor, kMaxForwards);
+  auto serve = [executor, access, agent_port, limit](UniqueFd client) {
+    asio::co_spawn(executor, HandleOne(std::move(client), access, agent_port, limit),
                    asio::detached);
-  }
+  };
+  auto loop = AcceptLoop(listener, limit, std::move(serve));
+  co_return co_await std::move(loop);
 }
 
 }  // namespace magnetar::supervisor

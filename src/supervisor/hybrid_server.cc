@@ -1,15 +1,14 @@
 #include "src/supervisor/hybrid_server.h"
 
-#include <sys/socket.h>
-
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
-#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <chrono>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "src/supervisor/accept_loop.h"
+#include "src/supervisor/attempt.h"
 #include "src/supervisor/connect_line.h"
 #include "src/supervisor/connection_limit.h"
 #include "src/supervisor/relay.h"
@@ -18,28 +17,26 @@ namespace magnetar::supervisor {
 namespace {
 
 constexpr std::chrono::seconds kConnectLineDeadline{10};
+// For a guest that runs but does not accept.
+constexpr std::chrono::seconds kConnectDeadline{10};
 
-// Reads the line within the deadline.
-Co<absl::StatusOr<uint32_t>> ReadPort(AsyncFd& socket) {
-  asio::steady_timer deadline(socket.get_executor(), kConnectLineDeadline);
-  const int fd = socket.native_handle();
-  deadline.async_wait([fd](boost::system::error_code error) {
-    // The socket is open as long as the timer is armed.
-    if (!error) ::shutdown(fd, SHUT_RDWR);
-  });
-  auto read = ReadConnectLine(socket);
-  absl::StatusOr<uint32_t> port = co_await std::move(read);
-  deadline.cancel();
-  co_return port;
+// True: the guest has knocked.
+Co<absl::StatusOr<bool>> AwaitKnock(GuestAccess access) {
+  auto wait = access.ready_or_ending->Wait();
+  co_await std::move(wait);
+  co_return access.ready->is_open();
 }
 
 Co<void> Handle(AsyncFd& socket, const GuestAccess& access) {
-  auto read = ReadPort(socket);
+  auto read = Bounded({.limit = kConnectLineDeadline}, ReadConnectLine(socket));
   absl::StatusOr<uint32_t> port = co_await std::move(read);
   if (!port.ok()) co_return;
-  auto ready = access.ready->Wait();
-  co_await std::move(ready);
-  auto connect = access.link->Connect(*port);
+  // A guest may take minutes to boot; who does not want to wait hangs up.
+  auto knock = Bounded({.client = &socket}, AwaitKnock(access));
+  const absl::StatusOr<bool> ready = co_await std::move(knock);
+  if (!ready.ok() || !*ready) co_return;
+  auto connect =
+      Bounded({.limit = kConnectDeadline, .client = &socket}, access.link->Connect(*port));
   absl::StatusOr<UniqueFd> guest = co_await std::move(connect);
   if (!guest.ok()) co_return;
   std::string answer = absl::StrCat("OK ", *port, "\n");
@@ -56,23 +53,21 @@ Co<void> HandleOne(UniqueFd client, GuestAccess access, std::shared_ptr<Connecti
   AsyncFd socket(executor, client.release());
   auto handle = Handle(socket, access);
   co_await std::move(handle);
+  socket.close();
   limit->Release();
 }
 
 }  // namespace
 
-Co<void> ServeHybrid(AsyncFd& listener, GuestAccess access) {
+Co<absl::Status> ServeHybrid(AsyncFd& listener, GuestAccess access) {
   auto executor = co_await asio::this_coro::executor;
   auto limit = std::make_shared<ConnectionLimit>(executor, kMaxConnections);
-  while (true) {
-    auto slot = limit->Acquire();
-    co_await std::move(slot);
-    auto accept = Accept(listener);
-    absl::StatusOr<UniqueFd> client = co_await std::move(accept);
-    if (!client.ok()) co_return;
+  auto serve = [executor, access, limit](UniqueFd client) {
     access.trim->Activity();
-    asio::co_spawn(executor, HandleOne(*std::move(client), access, limit), asio::detached);
-  }
+    asio::co_spawn(executor, HandleOne(std::move(client), access, limit), asio::detached);
+  };
+  auto loop = AcceptLoop(listener, limit, std::move(serve));
+  co_return co_await std::move(loop);
 }
 
 }  // namespace magnetar::supervisor

@@ -2,6 +2,7 @@
 
 #include <memory>
 
+#include "absl/status/status.h"
 #include "magnetar/co.h"
 #include "src/supervisor/async_fd.h"
 #include "src/supervisor/gate.h"
@@ -10,21 +11,22 @@
 
 namespace magnetar::supervisor {
 
-// Connections at once on vm.vsock, and again on the forward listener. More wait in
-// the socket's backlog.
+// Connections at once on vm.vsock. More wait in the socket's backlog.
 inline constexpr int kMaxConnections = 1024;
 
 // What the servers share; outlives them.
 struct GuestAccess {
   std::shared_ptr<GuestLink> link;
-  // Opens when the guest has knocked. Nobody is let through before.
+  // Open when the guest has knocked. Nobody is let through before.
   Gate* ready;
+  // Opens at the knock, or when the VM ends without one: then who waits is sent away.
+  Gate* ready_or_ending;
   IdleTrim* trim;
 };
 
 // Serves `vm.vsock` in the hybrid protocol until the listener is closed: each
 // connection names a port, gets "OK <port>\n" once the guest has accepted, and is relayed. A
-// refusal closes it at once.
-Co<void> ServeHybrid(AsyncFd& listener, GuestAccess access);
+// refusal closes it at once. An error if the listener breaks.
+Co<absl::Status> ServeHybrid(AsyncFd& listener, GuestAccess access);
 
 }  // namespace magnetar::supervisor

@@ -105,7 +105,11 @@ TEST(ExitFile, IsWrittenWhole) {
   const std::string directory = ::mkdtemp(name);
   v1::ExitRecord record;
   record.set_status(1);
-  ASSERT_TRUE(WriteExitFile(directory, record).ok());
+  ASSERT_TRUE(WriteFileAtomically(directory + "/exit.json", "an earlier VM's").ok());
+  auto file = ExitFile::Create(directory);
+  ASSERT_TRUE(file.ok()) << file.status();
+  EXPECT_EQ(ReadFile(directory + "/exit.json").value(), "");
+  ASSERT_TRUE(file->Write(record).ok());
   EXPECT_EQ(ReadFile(directory + "/exit.json").value(), ExitJson(record));
   EXPECT_TRUE(RemoveTree(directory).ok());
 }

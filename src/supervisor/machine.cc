@@ -1,5 +1,8 @@
 #include "src/supervisor/machine.h"
 
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -7,21 +10,21 @@
 #include <algorithm>
 #include <array>
 #include <boost/asio/co_spawn.hpp>
-#include <boost/asio/detached.hpp>
+#include <boost/asio/post.hpp>
 #include <boost/asio/signal_set.hpp>
+#include <boost/asio/use_awaitable.hpp>
 #include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <ctime>
 #include <memory>
+#include <set>
 #include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
-#include "magnetar/files.h"
 #include "src/supervisor/async_fd.h"
-#include "src/supervisor/exit_file.h"
 #include "src/supervisor/start_process.h"
 
 namespace magnetar::supervisor {
@@ -37,6 +40,9 @@ uint32_t RingBytes(const v1::Launch& launch) {
   if (launch.ring_bytes() == 0) return kDefaultRingBytes;
   return std::min(launch.ring_bytes(), kMaxRingBytes);
 }
+
+// Buffers that one pump reads before others get their turn.
+constexpr int kReadsInARow = 8;
 
 // Shared by the pumps; holds nothing while one is suspended.
 std::array<char, 16 << 10> pump_buffer;
@@ -61,28 +67,60 @@ std::string TimeNow() {
   return text;
 }
 
+// The processes in an open "children" file of /proc. Safe by number: a child stays a zombie until
+// it is reaped here.
+std::vector<pid_t> Children(int fd) {
+  std::string text;
+  char buffer[4096];
+  ssize_t n;
+  while ((n = ::pread(fd, buffer, sizeof(buffer), static_cast<off_t>(text.size()))) > 0) {
+    text.append(buffer, static_cast<size_t>(n));
+  }
+  std::vector<pid_t> pids;
+  for (const absl::string_view word : absl::StrSplit(text, ' ', absl::SkipEmpty())) {
+    pid_t pid = 0;
+    if (absl::SimpleAtoi(word, &pid)) pids.push_back(pid);
+  }
+  return pids;
+}
+
 }  // namespace
 
-Machine::Machine(const asio::any_io_executor& executor, const v1::Launch& launch)
+Machine::Machine(const asio::any_io_executor& executor, const v1::Launch& launch,
+                 ExitFile exit_file)
     : executor_(executor),
       launch_(launch),
       ring_(RingBytes(launch)),
+      exit_file_(std::move(exit_file)),
+      children_(::open(absl::StrCat("/proc/self/task/", ::getpid(), "/children").c_str(),
+                       O_RDONLY | O_CLOEXEC)),
       ready_(executor),
+      ending_(executor),
+      ready_or_ending_(executor),
       ended_(executor),
       ready_or_ended_(executor),
-      ending_(executor),
       finished_(executor) {}
 
 void Machine::Log(const std::string& line) {
   NamedLines(ring_, "supervisor").Append(absl::StrCat(line, "\n"));
-  const std::string text =
-      absl::StrCat(TimeNow(), " info ", line, " sandbox=", launch_.sandbox_id(), "\n");
+  // A pipe that can be written takes this much without blocking, and whoever reads stderr must
+  // not be able to stop the VM's streams.
+  const std::string text = absl::StrCat(TimeNow(), " info ", line.substr(0, PIPE_BUF / 2),
+                                        " sandbox=", launch_.sandbox_id(), "\n");
+  pollfd polled{.fd = STDERR_FILENO, .events = POLLOUT, .revents = 0};
+  if (::poll(&polled, 1, 0) != 1 || (polled.revents & POLLOUT) == 0) return;
   [[maybe_unused]] const ssize_t n = ::write(STDERR_FILENO, text.data(), text.size());
 }
 
 void Machine::SetReady() {
   ready_.Open();
+  ready_or_ending_.Open();
   ready_or_ended_.Open();
+}
+
+void Machine::SetEnding() {
+  ending_.Open();
+  ready_or_ending_.Open();
 }
 
 void Machine::SetReason(std::string reason) {
@@ -94,7 +132,7 @@ void Machine::SetReason(std::string reason) {
 void Machine::Kill(const std::string& reason) {
   if (ending_.is_open()) return;
   SetReason(absl::StrCat(VmmName(), ": ", reason));
-  ending_.Open();
+  SetEnding();
 }
 
 std::string Machine::VmmName() const {
@@ -152,6 +190,26 @@ absl::Status Machine::StartAll() {
   return absl::OkStatus();
 }
 
+// A copy that stayed here would keep up what belongs to a process: the far end of the guest's
+// port, the guest's memory, a tap's queue, the VMM's control socket.
+void Machine::CloseWhatChildrenGot() const {
+  std::set<int> fds;
+  for (const v1::Process& spec : launch_.processes()) {
+    for (const v1::Descriptor& d : spec.descriptors()) fds.insert(d.source());
+    fds.insert(spec.cgroup_procs_fds().begin(), spec.cgroup_procs_fds().end());
+    if (spec.netns_fd() > 0) fds.insert(spec.netns_fd());
+  }
+  for (const int fd : fds) ::close(fd);
+}
+
+void Machine::Start() {
+  const absl::Status started = StartAll();
+  CloseWhatChildrenGot();
+  if (started.ok()) return;
+  SetReason(std::string(started.message()));
+  SetEnding();
+}
+
 Co<void> Machine::Watch(size_t index) {
   Running& running = processes_[index];
   auto wait = running.process.Wait();
@@ -162,13 +220,19 @@ Co<void> Machine::Watch(size_t index) {
   } else {
     SetReason(absl::StrCat(running.name, ": ", exit.status().message()));
   }
-  ending_.Open();
+  SetEnding();
 }
 
 Co<void> Machine::PumpOutput(std::string name, bool console, UniqueFd pipe) {
   AsyncFd fd(executor_, pipe.release());
   NamedLines lines(ring_, std::move(name));
+  int reads = 0;
   while (true) {
+    if (++reads == kReadsInARow) {
+      reads = 0;
+      auto turn = asio::post(executor_, asio::use_awaitable);
+      co_await std::move(turn);
+    }
     const ssize_t n = ::read(fd.native_handle(), pump_buffer.data(), pump_buffer.size());
     if (n > 0) {
       const std::string_view data(pump_buffer.data(), static_cast<size_t>(n));
@@ -177,6 +241,7 @@ Co<void> Machine::PumpOutput(std::string name, bool console, UniqueFd pipe) {
     }
     if (n < 0 && errno == EINTR) continue;
     if (n == 0 || errno != EAGAIN) break;
+    reads = 0;
     auto wait = WaitReadable(fd);
     absl::Status status = co_await std::move(wait);
     if (!status.ok()) break;
@@ -186,7 +251,6 @@ Co<void> Machine::PumpOutput(std::string name, bool console, UniqueFd pipe) {
 
 Co<void> Machine::ReapDescendants(Deadline deadline) {
   // What our children left behind has become ours (PR_SET_CHILD_SUBREAPER).
-  const std::string path = absl::StrCat("/proc/self/task/", ::getpid(), "/children");
   asio::signal_set child_ended(executor_);
   while (Event::Clock::now() < deadline) {
     // Armed before looking, so that no end is missed.
@@ -195,13 +259,7 @@ Co<void> Machine::ReapDescendants(Deadline deadline) {
     child_ended.async_wait([this](boost::system::error_code error, int) {
       if (!error) finished_.NotifyAll();
     });
-    if (auto children = ReadFile(path); children.ok()) {
-      for (const absl::string_view word : absl::StrSplit(*children, ' ', absl::SkipEmpty())) {
-        pid_t pid = 0;
-        // Safe by number: a child stays a zombie until we reap it.
-        if (absl::SimpleAtoi(word, &pid)) ::kill(pid, SIGKILL);
-      }
-    }
+    for (const pid_t pid : Children(children_.get())) ::kill(pid, SIGKILL);
     pid_t reaped;
     do {
       reaped = ::waitpid(-1, nullptr, WNOHANG);
@@ -213,11 +271,6 @@ Co<void> Machine::ReapDescendants(Deadline deadline) {
 }
 
 Co<void> Machine::Run() {
-  absl::Status started = StartAll();
-  if (!started.ok()) {
-    SetReason(std::string(started.message()));
-    ending_.Open();
-  }
   for (size_t i = 0; i < processes_.size(); ++i) Begin(Watch(i), watchers_);
   auto ending = ending_.Wait();
   co_await std::move(ending);
@@ -242,9 +295,9 @@ Co<void> Machine::Run() {
   record.set_exited_at_ns(ended_at_ns_);
   record.set_reason(reason_);
   record.set_last_lines(ring_.Tail(8, 1024));
+  const absl::Status written = exit_file_.Write(record);
   Log(absl::StrCat("VM ended: ", reason_));
-  if (absl::Status s = WriteExitFile(launch_.directory(), record); !s.ok())
-    Log(std::string(s.message()));
+  if (!written.ok()) Log(std::string(written.message()));
   exit_ = std::move(record);
   ended_.Open();
   ready_or_ended_.Open();

@@ -12,6 +12,7 @@
 #include "magnetar/event.h"
 #include "magnetar/supervisor.pb.h"
 #include "magnetar/unique_fd.h"
+#include "src/supervisor/exit_file.h"
 #include "src/supervisor/gate.h"
 #include "src/supervisor/ring.h"
 
@@ -21,9 +22,13 @@ namespace magnetar::supervisor {
 // others with it. Lives until the supervisor exits.
 class Machine {
  public:
-  Machine(const asio::any_io_executor& executor, const v1::Launch& launch);
+  Machine(const asio::any_io_executor& executor, const v1::Launch& launch, ExitFile exit_file);
 
-  // Starts everything, waits for the first end or for Kill, ends and reaps the
+  // Starts everything, and closes what the processes were given. Blocks until each has executed
+  // its program. A failure becomes the machine's end.
+  void Start();
+
+  // After Start: waits for the first end or for Kill, ends and reaps the
   // rest, descendants included, and writes exit.json. Once. It waits for the VMM as
   // long as that takes, for a helper stuck in the kernel not for ever.
   Co<void> Run();
@@ -32,11 +37,15 @@ class Machine {
   void Kill(const std::string& reason);
 
   void SetReady();
-  // A line of the supervisor's own into the ring and to stderr.
+  // A line of the supervisor's own into the ring and, if that takes it at once, to stderr.
   void Log(const std::string& line);
 
   // Opens when the guest has knocked.
   Gate& ready() { return ready_; }
+  // Opens when the first process has ended, or Kill was called: the guest is lost.
+  Gate& ending() { return ending_; }
+  // Opens at either.
+  Gate& ready_or_ending() { return ready_or_ending_; }
   // Opens when exit() is there.
   Gate& ended() { return ended_; }
   // Opens at either.
@@ -56,6 +65,8 @@ class Machine {
   };
 
   absl::Status StartAll();
+  void CloseWhatChildrenGot() const;
+  void SetEnding();
   Co<void> Watch(size_t index);
   Co<void> PumpOutput(std::string name, bool console, UniqueFd pipe);
   void Begin(Co<void> coroutine, int& counter);
@@ -69,7 +80,9 @@ class Machine {
   asio::any_io_executor executor_;
   const v1::Launch& launch_;
   Ring ring_;
-  Gate ready_, ended_, ready_or_ended_, ending_;
+  ExitFile exit_file_;
+  UniqueFd children_;  // the kernel's list of this process's
+  Gate ready_, ending_, ready_or_ending_, ended_, ready_or_ended_;
   Event finished_;  // a watcher, a pump or a child of somebody else's has
   int watchers_ = 0;
   int pumps_ = 0;

@@ -30,6 +30,7 @@ struct Connection {
       : a(executor, a.release()), b(executor, b.release()), done(executor) {}
   AsyncFd a, b;
   int running = 2;
+  bool discarding = false;  // one direction, for as long as the other one runs
   Gate done;
 
   // Wakes whatever waits on either side.
@@ -39,33 +40,50 @@ struct Connection {
   }
 };
 
-// OK at the end of `from`.
-Co<absl::Status> Copy(AsyncFd& from, AsyncFd& to) {
+enum class CopyEnd {
+  kEof,      // of `from`
+  kRefused,  // `to` takes no more
+  kBroken,   // `from` is gone
+};
+
+// Reads `from` to its end, into nowhere.
+Co<void> Discard(AsyncFd& from) {
+  while (true) {
+    const ssize_t n = ::recv(from.native_handle(), chunk.data(), chunk.size(), 0);
+    if (n == 0 || (n < 0 && errno != EINTR && errno != EAGAIN)) co_return;
+    // Also after data: a sender that never stops must let the others have their turn.
+    auto wait = WaitReadable(from);
+    const absl::Status status = co_await std::move(wait);
+    if (!status.ok()) co_return;
+  }
+}
+
+Co<CopyEnd> Copy(AsyncFd& from, AsyncFd& to) {
   auto executor = co_await asio::this_coro::executor;
   int copied = 0;
   while (true) {
     const ssize_t n = ::recv(from.native_handle(), chunk.data(), chunk.size(), 0);
-    if (n == 0) co_return absl::OkStatus();
+    if (n == 0) co_return CopyEnd::kEof;
     if (n < 0) {
       if (errno == EINTR) continue;
-      if (errno != EAGAIN) co_return absl::ErrnoToStatus(errno, "recv");
+      if (errno != EAGAIN) co_return CopyEnd::kBroken;
       copied = 0;
       auto wait = WaitReadable(from);
-      absl::Status status = co_await std::move(wait);
-      if (!status.ok()) co_return status;
+      const absl::Status status = co_await std::move(wait);
+      if (!status.ok()) co_return CopyEnd::kBroken;
       continue;
     }
     const size_t size = static_cast<size_t>(n);
     ssize_t written = ::send(to.native_handle(), chunk.data(), size, MSG_NOSIGNAL);
     if (written < 0) {
-      if (errno != EAGAIN && errno != EINTR) co_return absl::ErrnoToStatus(errno, "send");
+      if (errno != EAGAIN && errno != EINTR) co_return CopyEnd::kRefused;
       written = 0;
     }
     if (static_cast<size_t>(written) < size) {
       std::string rest(chunk.data() + written, size - static_cast<size_t>(written));
       auto write = WriteAll(to, std::move(rest));
-      absl::Status status = co_await std::move(write);
-      if (!status.ok()) co_return status;
+      const absl::Status status = co_await std::move(write);
+      if (!status.ok()) co_return CopyEnd::kRefused;
     }
     if (++copied == kTurn) {
       copied = 0;
@@ -84,15 +102,20 @@ Co<void> BreakAtHangup(std::shared_ptr<Connection> connection, AsyncFd& closed) 
 
 Co<void> Direction(std::shared_ptr<Connection> connection, AsyncFd& from, AsyncFd& to) {
   auto copy = Copy(from, to);
-  absl::Status status = co_await std::move(copy);
-  if (!status.ok()) {
-    connection->Break();
-  } else {
+  const CopyEnd end = co_await std::move(copy);
+  if (end == CopyEnd::kRefused && connection->running == 2 && !connection->discarding) {
+    connection->discarding = true;
+    auto discard = Discard(from);
+    co_await std::move(discard);
+  } else if (end == CopyEnd::kEof && !connection->discarding) {
     ::shutdown(to.native_handle(), SHUT_WR);
+  } else {
+    // What has been sent still arrives.
+    connection->Break();
   }
   if (--connection->running == 0) {
     connection->done.Open();
-  } else if (status.ok()) {
+  } else if (end != CopyEnd::kBroken) {
     auto executor = co_await asio::this_coro::executor;
     asio::co_spawn(executor, BreakAtHangup(connection, from), asio::detached);
   }

@@ -78,10 +78,15 @@ class Child {
     err_ = err;
     report_ = ::fcntl(report, F_DUPFD_CLOEXEC, highest_ + 1);
     static constexpr Step kSteps[] = {
-        {"reset signals", &Child::ResetSignals}, {"enter cgroup", &Child::EnterCgroups},
-        {"enter netns", &Child::EnterNetns},     {"set limits", &Child::SetLimits},
-        {"pass descriptors", &Child::MoveFds},   {"drop privileges", &Child::DropPrivileges},
-        {"set no_new_privs", &Child::Confine},   {"exec", &Child::Exec},
+        {"reset signals", &Child::ResetSignals},
+        {"enter cgroup", &Child::EnterCgroups},
+        {"enter netns", &Child::EnterNetns},
+        {"set limits", &Child::SetLimits},
+        {"reset oom_score_adj", &Child::ResetOomScore},
+        {"pass descriptors", &Child::MoveFds},
+        {"drop privileges", &Child::DropPrivileges},
+        {"set no_new_privs", &Child::Confine},
+        {"exec", &Child::Exec},
     };
     for (const Step& step : kSteps) {
       if ((this->*step.run)()) continue;
@@ -124,6 +129,15 @@ class Child {
   bool SetLimits() {
     return SetLimit(RLIMIT_MEMLOCK, spec_.memlock_bytes()) &&
            SetLimit(RLIMIT_NOFILE, spec_.nofile());
+  }
+
+  // What protects the daemon and its supervisors from the OOM killer is not for guests. A value
+  // above 0 stays: lowering it takes a privilege that a daemon in a container may not have.
+  bool ResetOomScore() {
+    UniqueFd fd(::open("/proc/self/oom_score_adj", O_RDWR | O_CLOEXEC));
+    char sign = 0;
+    if (!fd.ok() || ::read(fd.get(), &sign, 1) != 1) return false;
+    return sign != '-' || ::pwrite(fd.get(), "0", 1, 0) == 1;
   }
 
   // All sources first go above every target, so that none is overwritten before

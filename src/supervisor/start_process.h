@@ -15,9 +15,9 @@ struct Started {
 };
 
 // Starts a process as Launch describes it: its netns and cgroups entered, limits
-// set, uid dropped, capabilities bounded, no_new_privs, killed when this process dies.
-// By fork, so only in a process with one thread. The status tells which step
-// failed in the child.
+// set, the supervisor's protection from the OOM killer given up, uid dropped, capabilities bounded,
+// no_new_privs, killed when this process dies. By fork, so only in a process with one thread. The
+// status tells which step failed in the child.
 absl::StatusOr<Started> StartProcess(const v1::Process& spec);
 
 }  // namespace magnetar::supervisor

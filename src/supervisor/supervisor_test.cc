@@ -6,13 +6,17 @@
 #include <netinet/in.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include <boost/asio/detached.hpp>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <thread>
 
@@ -187,8 +191,115 @@ TEST_F(SupervisorTest, StateNamesTheProcesses) {
     EXPECT_TRUE(absl::StrContains(proc, "CapPrm:\t0000000000000000")) << proc;
     EXPECT_TRUE(absl::StrContains(proc, "NoNewPrivs:\t1")) << proc;
   }
-  auto hello = Call<v1::HelloResponse>("Hello", v1::HelloRequest());
+  v1::HelloRequest hello_request;
+  EXPECT_TRUE(absl::IsInvalidArgument(Call<v1::HelloResponse>("Hello", hello_request).status()));
+  hello_request.set_protocol(99);
+  auto hello = Call<v1::HelloResponse>("Hello", hello_request);
+  ASSERT_TRUE(hello.ok()) << hello.status();
+  EXPECT_EQ(hello->protocol(), 1u);
+  EXPECT_GT(hello->features_size(), 0);
   EXPECT_EQ(static_cast<pid_t>(hello->pid()), supervisor_.pid());
+}
+
+// What parses a guest's bytes has nothing that a guest could want.
+TEST_F(SupervisorTest, ConfinesItself) {
+  AddGuest("echo");
+  Start();
+  ASSERT_TRUE(WaitReady().ok());
+  const std::string proc =
+      ReadFile(absl::StrCat("/proc/", supervisor_.pid(), "/status")).value_or("");
+  EXPECT_TRUE(absl::StrContains(proc, "Uid:\t65534\t65534\t65534\t65534")) << proc;
+  EXPECT_TRUE(absl::StrContains(proc, "Gid:\t65534\t65534\t65534\t65534")) << proc;
+  EXPECT_TRUE(absl::StrContains(proc, "Groups:\t \n")) << proc;
+  for (const char* set : {"CapPrm", "CapEff"}) {
+    EXPECT_TRUE(absl::StrContains(proc, absl::StrCat(set, ":\t0000000000000020"))) << proc;
+  }
+  for (const char* set : {"CapInh", "CapBnd", "CapAmb"}) {
+    EXPECT_TRUE(absl::StrContains(proc, absl::StrCat(set, ":\t0000000000000000"))) << proc;
+  }
+  EXPECT_TRUE(absl::StrContains(proc, "NoNewPrivs:\t1")) << proc;
+  EXPECT_TRUE(absl::StrContains(proc, "Seccomp:\t2")) << proc;
+}
+
+// A copy of the guest's end here would hide that the VMM has closed its own.
+TEST_F(SupervisorTest, KeepsNothingThatItsProcessesGot) {
+  AddGuest("echo");
+  struct stat st;
+  ASSERT_EQ(::fstat(theirs_.get(), &st), 0);
+  const std::string theirs = absl::StrCat("socket:[", st.st_ino, "]");
+  UniqueFd netns(::open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC));
+  launch_.mutable_processes(0)->set_netns_fd(netns.get());
+  Start();
+  ASSERT_TRUE(WaitReady().ok());
+  const std::string fds = absl::StrCat("/proc/", supervisor_.pid(), "/fd");
+  int seen = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(fds)) {
+    std::error_code error;
+    const std::string target = std::filesystem::read_symlink(entry.path(), error).string();
+    EXPECT_NE(target, theirs);
+    EXPECT_FALSE(absl::StartsWith(target, "net:")) << target;
+    ++seen;
+  }
+  EXPECT_GT(seen, 3);
+}
+
+TEST_F(SupervisorTest, ItsProtectionFromTheOomKillerIsItsOwn) {
+  if (!WriteExisting("/proc/self/oom_score_adj", "-500").ok()) {
+    GTEST_SKIP() << "may not lower oom_score_adj";
+  }
+  AddProcess("helper", {"/bin/sleep", "1000"});
+  AddGuest("echo");
+  Start();
+  ASSERT_TRUE(WriteExisting("/proc/self/oom_score_adj", "0").ok());
+  const auto score = [](pid_t pid) {
+    return ReadFile(absl::StrCat("/proc/", pid, "/oom_score_adj")).value_or("");
+  };
+  EXPECT_EQ(score(PidOf("vmm")), "0\n");
+  EXPECT_EQ(score(PidOf("helper")), "0\n");
+  EXPECT_EQ(score(supervisor_.pid()), "-500\n");
+}
+
+TEST_F(SupervisorTest, ProcessesEnterTheirNetns) {
+  UniqueFd netns;
+  std::string name;
+  std::thread([&] {
+    if (::unshare(CLONE_NEWNET) != 0) return;
+    netns.reset(::open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC));
+    name = std::filesystem::read_symlink("/proc/thread-self/ns/net").string();
+  }).join();
+  ASSERT_TRUE(netns.ok());
+  AddGuest("echo");
+  launch_.mutable_processes(0)->set_netns_fd(netns.get());
+  Start();
+  ASSERT_TRUE(WaitReady().ok());
+  const auto netns_of = [](pid_t pid) {
+    return std::filesystem::read_symlink(absl::StrCat("/proc/", pid, "/ns/net")).string();
+  };
+  EXPECT_EQ(netns_of(PidOf("vmm")), name);
+  EXPECT_NE(netns_of(supervisor_.pid()), name);
+}
+
+// A process that the kernel does not let go must not keep the guest's callers waiting.
+TEST_F(SupervisorTest, ALostGuestRefusesWhileAHelperStillEnds) {
+  AddGuest("echo");
+  Start();
+  ASSERT_TRUE(WaitReady().ok());
+  // A descendant that is traced from outside stays, dead, until its tracer has let it go.
+  const pid_t vmm = PidOf("vmm");
+  ASSERT_EQ(::ptrace(PTRACE_SEIZE, vmm, nullptr, PTRACE_O_TRACEEXIT), 0);
+  ASSERT_EQ(::kill(vmm, SIGKILL), 0);
+  int status = 0;
+  ASSERT_EQ(::waitpid(vmm, &status, __WALL), vmm);
+  ASSERT_TRUE(WIFSTOPPED(status)) << status;
+  auto kill = client_->Call<v1::KillResponse>("magnetar.supervisor.v1.Supervisor", "Kill",
+                                              v1::KillRequest(), std::chrono::seconds(20));
+  asio::co_spawn(context_, std::move(kill), asio::detached);
+  // The call is on its way; the VMM cannot end before this test lets it.
+  RunUntil(context_, [this] { return !ConnectUnix(absl::StrCat(directory_, "/vm.vsock")).ok(); });
+  EXPECT_TRUE(supervisor_.running());
+  EXPECT_TRUE(ConnectUnix(absl::StrCat(directory_, "/supervisor.sock")).ok());
+  ASSERT_EQ(::ptrace(PTRACE_DETACH, vmm, nullptr, nullptr), 0);
+  EXPECT_TRUE(supervisor_.WaitBlocking().ok());
 }
 
 TEST_F(SupervisorTest, ACapabilityIsKeptOverTheUidDrop) {

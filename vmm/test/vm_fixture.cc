@@ -108,6 +108,10 @@ std::shared_ptr<ttrpc::Client> VmFixture::DialAgent() {
   return ttrpc::Client::Create(context_.get_executor(), Dial(kAgentPort));
 }
 
+bool VmFixture::Listens(const std::string& name) {
+  return ConnectUnix(absl::StrCat(directory_, "/", name)).ok();
+}
+
 pid_t VmFixture::PidOf(const std::string& name) {
   auto state = Supervisor<supervisor::v1::StateResponse>("State", supervisor::v1::StateRequest());
   EXPECT_TRUE(state.ok()) << state.status();

@@ -50,6 +50,8 @@ class VmFixture : public testing::Test {
 
   UniqueFd Dial(uint32_t port);
   std::shared_ptr<ttrpc::Client> DialAgent();
+  // Whether anybody accepts on a socket of the sandbox's directory.
+  bool Listens(const std::string& name);
   pid_t PidOf(const std::string& name);
   std::string Console();
   // The contents of exit.json once the supervisor has gone.
