@@ -32,8 +32,10 @@ struct Capabilities {
   bool resize_cpus = false;
   bool resize_memory = false;
   bool pause = false;
-  bool save = false;   // Save() writes a template
-  bool clone = false;  // Plan() accepts CloneSource
+  bool save = false;           // Plan() accepts memory_file, and Save() writes a template
+  bool clone = false;          // Plan() accepts CloneSource
+  bool clone_pauses = false;   // a clone waits for Resume(); else it runs once it is loaded
+  bool disks_by_path = false;  // opens DiskSpec::path itself; else it is passed DiskSpec::fd
   bool needs_kvm = false;
 };
 
@@ -53,9 +55,11 @@ struct DiskSpec {
   std::string serial;  // how the guest finds it; at most 20 bytes
   int fd = -1;         // borrowed; the VMM's uid needs no access to the path
   bool read_only = false;
+  std::string path{};  // of the same file, with Capabilities::disks_by_path: for the VMM's uid
 };
 
-// A template to clone from: its memory file is mapped privately.
+// A template. A clone maps its memory file privately; Save() writes the state beside the memory
+// file that the machine has had from its start.
 struct CloneSource {
   std::string memory_path;
   std::string state_path;
@@ -78,6 +82,7 @@ struct MachineSpec {
   std::vector<NicSpec> nics;
   uint32_t uid = 0;
   uint32_t gid = 0;
+  std::string memory_file;  // a template's source: its memory, mapped shared; empty: anonymous
   std::optional<CloneSource> clone;
 };
 
@@ -89,6 +94,9 @@ struct LaunchPlan {
   std::vector<UniqueFd> descriptors;
 };
 
+// kGuestPanic comes from guests that have a panic device and a driver for it. kClosed, the last:
+// the control connection is gone, with the VM or without it, which the supervisor knows. Every call
+// now fails with UNAVAILABLE; to a VM that lives the driver can attach again.
 struct Event {
   enum class Kind { kShutdown, kReset, kGuestPanic, kDeviceDeleted, kClosed } kind;
   std::string detail;
@@ -111,7 +119,8 @@ class Vm {
   // Asks the VMM to end now, without asking the guest.
   virtual Co<absl::Status> Quit() = 0;
 
-  // Called on the VM's executor, one event at a time; set before anything else.
+  // Called on the VM's executor, one event at a time; set before anything else. What came before
+  // is told at once. A handler may destroy the Vm.
   virtual void OnEvent(std::function<void(const Event&)> handler) = 0;
 };
 

@@ -6,7 +6,6 @@
 
 #include <boost/asio/detached.hpp>
 #include <deque>
-#include <list>
 
 #include "magnetar/event.h"
 #include "src/supervisor/accept_loop.h"

@@ -125,7 +125,9 @@ absl::StatusOr<std::pair<UniqueFd, uint32_t>> ListenVsock() {
 
 absl::Status Validate(const MachineSpec& spec) {
   MAGNETAR_RETURN_IF_ERROR(ValidateId(spec.sandbox_id, "sandbox id"));
-  if (spec.clone.has_value()) return absl::UnimplementedError("QEMU: clones");
+  if (spec.clone.has_value() || !spec.memory_file.empty()) {
+    return absl::UnimplementedError("QEMU: templates and clones");
+  }
   if (spec.vcpus == 0) return absl::InvalidArgumentError("a machine needs a vCPU");
   if (spec.memory_bytes < kMinMemoryMiB * kMiB) {
     return absl::InvalidArgumentError(absl::StrCat(

@@ -145,6 +145,9 @@ TEST_F(DriverTest, BadSpecs) {
   spec_.clone = CloneSource{};
   ExpectFailure(absl::StatusCode::kUnimplemented, "clones");
   spec_ = good;
+  spec_.memory_file = "/dev/shm/template";
+  ExpectFailure(absl::StatusCode::kUnimplemented, "templates");
+  spec_ = good;
   spec_.sandbox_id = "../x";
   ExpectFailure(absl::StatusCode::kInvalidArgument, "sandbox id");
 }
