@@ -35,6 +35,7 @@ TEST(Probe, ADeviceOfRootsGroupIsNotForVmms) {
   const std::string directory = ::mkdtemp(name);
   const std::string device = directory + "/kvm";
   ASSERT_TRUE(WriteFileAtomically(device, "", 0660).ok());
+  ASSERT_EQ(::chmod(device.c_str(), 0660), 0);  // whatever the umask has left
   ASSERT_EQ(::chmod(directory.c_str(), 0755), 0);
   const std::string why = std::string(CheckKvm(device).message());
   EXPECT_NE(why.find("open it as a VMM's user: Permission denied"), std::string::npos) << why;
