@@ -1,0 +1,48 @@
+// A host's bytes against the guest's side of the mux.
+#include <boost/asio/co_spawn.hpp>
+#include <cstdint>
+#include <cstdlib>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "magnetar/mux.h"
+#include "tests/fuzz/peer.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  namespace asio = boost::asio;
+  static asio::io_context io(1);
+  if (size == 0) return 0;
+  magnetar::mux::Limits limits;
+  limits.stream_window_bytes = 1024;
+  limits.connection_window_bytes = 65535;
+  limits.max_streams = 4;
+  limits.reserved_streams = 1;
+  auto [near, peer] = magnetar::fuzz::SocketPair();
+  std::vector<magnetar::UniqueFd> streams;
+  auto accept = [&streams](uint32_t port, magnetar::UniqueFd stream) {
+    if (port == 1) return absl::UnavailableError("nothing listens");
+    (void)::send(stream.get(), "hello", 5, MSG_NOSIGNAL);
+    streams.push_back(std::move(stream));
+    return absl::OkStatus();
+  };
+  auto guest = magnetar::mux::Guest::Create(std::move(near), accept, limits);
+  std::optional<absl::Status> ran;
+  asio::co_spawn(io, guest->Run(), [&ran](const std::exception_ptr&, absl::Status status) {
+    ran = std::move(status);
+  });
+  magnetar::fuzz::Settle(io);
+  std::string bytes(reinterpret_cast<const char*>(data) + 1, size - 1);
+  // What a client begins with, and an empty SETTINGS frame, take the fuzzer past the door.
+  if ((data[0] & 1) != 0) {
+    bytes.insert(0, std::string("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", 33));
+  }
+  magnetar::fuzz::Feed(io, peer, reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size());
+  if ((data[0] & 2) != 0) streams.clear();
+  magnetar::fuzz::Settle(io);
+  peer.reset();
+  magnetar::fuzz::Settle(io);
+  if (!ran.has_value()) std::abort();
+  return 0;
+}
