@@ -1,10 +1,10 @@
 #include "guest-agent/storage/disks.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <linux/netlink.h>
 #include <poll.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -59,8 +59,10 @@ std::optional<std::string> FindDisk(const std::string& serial, const std::string
     if (name[0] == '.') continue;
     if (SerialOf(absl::StrCat(sys_block, "/", name)) != serial) continue;
     const std::string path = absl::StrCat(dev, "/", name);
-    struct stat st;
-    if (::stat(path.c_str(), &st) == 0) return path;
+    // The kernel shows a disk before it can be opened, which is ENXIO until then; the uevent
+    // that announces the disk comes afterwards.
+    const UniqueFd opens(::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
+    if (opens.ok()) return path;
   }
   return std::nullopt;
 }

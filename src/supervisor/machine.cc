@@ -30,6 +30,17 @@
 namespace magnetar::supervisor {
 namespace {
 
+// The end of what the VM has said. A guest's kernel tells why it panics before a long trace: that
+// line comes first.
+std::string LastWords(const Ring& ring) {
+  std::string end = ring.Tail(8, 1024);
+  const std::string more = ring.Tail(200, 32 << 10);
+  const size_t panic = more.rfind("Kernel panic");
+  if (panic == std::string::npos || end.find("Kernel panic") != std::string::npos) return end;
+  const size_t begin = more.rfind('\n', panic) + 1;  // npos + 1 is 0
+  return absl::StrCat(more.substr(begin, more.find('\n', panic) - begin), "\n", end);
+}
+
 constexpr uint32_t kDefaultRingBytes = 64 << 10;
 constexpr uint32_t kMaxRingBytes = 4 << 20;
 
@@ -294,7 +305,7 @@ Co<void> Machine::Run() {
   record.set_status(vmm_status_);
   record.set_exited_at_ns(ended_at_ns_);
   record.set_reason(reason_);
-  record.set_last_lines(ring_.Tail(8, 1024));
+  record.set_last_lines(LastWords(ring_));
   const absl::Status written = exit_file_.Write(record);
   Log(absl::StrCat("VM ended: ", reason_));
   if (!written.ok()) Log(std::string(written.message()));

@@ -41,8 +41,10 @@ def full(stack):
 
 
 def test_full_disk(small_stack):
-    # Once containerd has connected to the daemon.
-    stack = small_stack.start_daemon()
+    stack = small_stack
+    # The connections between containerd and the daemon are made by their first use.
+    with stack.pod() as first:
+        first.shell()
     before = stack.snapshot()
     with full(stack):
         with pytest.raises(CrictlError, match=FULL):

@@ -1,5 +1,6 @@
 """What the host looks like, as far as a stack may change it; compared before and after each test."""
 
+import os
 import pathlib
 import subprocess
 
@@ -71,10 +72,12 @@ class Host:
         return found
 
     def files(self):
-        """Files of the daemon and containerd's bundles."""
-        found = set()
+        """Files of the daemon and containerd's bundles; what is mounted below them is somebody else's."""
+        found, mounted = set(), self.mounts()
         for top in (self.run / "s", self.run / "c" / "io.containerd.runtime.v2.task"):
-            found.update(str(path) for path in top.glob("**/*") if path.name != "k8s.io")
+            for directory, directories, names in os.walk(top):
+                found.update(os.path.join(directory, name) for name in [*directories, *names] if name != "k8s.io")
+                directories[:] = [name for name in directories if os.path.join(directory, name) not in mounted]
         return found
 
     def state(self):
