@@ -35,8 +35,7 @@ Co<void> Handle(AsyncFd& socket, const GuestAccess& access) {
   auto knock = Bounded({.client = &socket}, AwaitKnock(access));
   const absl::StatusOr<bool> ready = co_await std::move(knock);
   if (!ready.ok() || !*ready) co_return;
-  auto connect =
-      Bounded({.limit = kGuestDeadline, .client = &socket}, access.link->Connect(*port));
+  auto connect = Bounded({.limit = kGuestDeadline, .client = &socket}, access.link->Connect(*port));
   absl::StatusOr<UniqueFd> guest = co_await std::move(connect);
   if (!guest.ok()) co_return;
   std::string answer = absl::StrCat("OK ", *port, "\n");

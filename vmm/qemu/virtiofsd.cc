@@ -10,10 +10,10 @@ constexpr int kListenerTarget = 10;
 constexpr uint64_t kOpenFiles = 1 << 20;
 
 // Files of any owner and kind; and SYS_ADMIN, SETPCAP for its sandbox, which it gives up.
-constexpr const char* kVirtiofsdCapabilities[] = {"CAP_CHOWN",     "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH",
-                                         "CAP_FOWNER",    "CAP_FSETID",       "CAP_SETGID",
-                                         "CAP_SETUID",    "CAP_MKNOD",        "CAP_SETFCAP",
-                                         "CAP_SYS_ADMIN", "CAP_SETPCAP"};
+constexpr const char* kVirtiofsdCapabilities[] = {
+    "CAP_CHOWN",   "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER",
+    "CAP_FSETID",  "CAP_SETGID",       "CAP_SETUID",          "CAP_MKNOD",
+    "CAP_SETFCAP", "CAP_SYS_ADMIN",    "CAP_SETPCAP"};
 
 // QEMU's own, in C, takes FUSE options; its successor in Rust takes long ones.
 bool IsLegacy(const std::string& program) { return absl::EndsWith(program, "/qemu/virtiofsd"); }
