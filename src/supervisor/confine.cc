@@ -124,14 +124,14 @@ absl::Status FilterSyscalls(bool vsock) {
     check(allow(call, {SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0)}));
   }
   for (const int request : {FIONBIO, FIONREAD}) {
-    check(allow(SCMP_SYS(ioctl), {SCMP_A1(SCMP_CMP_EQ, static_cast<scmp_datum_t>(request))}));
+    check(allow(SCMP_SYS(ioctl), {SCMP_A1(SCMP_CMP_EQ, static_cast<scmp_datum_t>(request), 0)}));
   }
   // Not SOCK_DGRAM: an end of such a pair can be connected to any other socket.
   constexpr scmp_datum_t kTypeMask = 0xf;
-  check(allow(SCMP_SYS(socketpair), {SCMP_A0(SCMP_CMP_EQ, AF_UNIX),
+  check(allow(SCMP_SYS(socketpair), {SCMP_A0(SCMP_CMP_EQ, AF_UNIX, 0),
                                      SCMP_A1(SCMP_CMP_MASKED_EQ, kTypeMask, SOCK_STREAM)}));
   if (vsock) {
-    check(allow(SCMP_SYS(socket), {SCMP_A0(SCMP_CMP_EQ, AF_VSOCK)}));
+    check(allow(SCMP_SYS(socket), {SCMP_A0(SCMP_CMP_EQ, AF_VSOCK, 0)}));
     check(allow(SCMP_SYS(connect), {}));
   }
   if (error == 0) error = seccomp_load(filter.get());
