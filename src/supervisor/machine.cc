@@ -44,6 +44,8 @@ std::string LastWords(const Ring& ring) {
 constexpr uint32_t kDefaultRingBytes = 64 << 10;
 constexpr uint32_t kMaxRingBytes = 4 << 20;
 
+// For a VMM to end after a helper that had nothing more to do.
+constexpr std::chrono::seconds kVmmFollows{1};
 // For helpers and what they left to end, once the VMM has.
 constexpr std::chrono::seconds kHelpersEnd{5};
 
@@ -161,13 +163,13 @@ void Machine::Begin(Co<void> coroutine, int& counter) {
   });
 }
 
-Co<void> Machine::WaitForVmm() {
+Co<void> Machine::WaitForVmm(Deadline deadline) {
   const auto runs = [this] {
     return std::any_of(processes_.begin(), processes_.end(),
                        [](const Running& r) { return r.vmm && r.process.running(); });
   };
-  while (runs()) {
-    auto wait = finished_.Wait();
+  while (runs() && Event::Clock::now() < deadline) {
+    auto wait = finished_.WaitUntil(deadline);
     co_await std::move(wait);
   }
 }
@@ -225,6 +227,12 @@ Co<void> Machine::Watch(size_t index) {
   Running& running = processes_[index];
   auto wait = running.process.Wait();
   absl::StatusOr<ExitStatus> exit = co_await std::move(wait);
+  if (exit.ok() && exit->status == 0 && !running.vmm) {
+    // A file server ends because the VMM lets go of it while it ends itself: then the VMM's end is
+    // the reason, and must not become one by our signal.
+    auto vmm = WaitForVmm(Event::Clock::now() + kVmmFollows);
+    co_await std::move(vmm);
+  }
   if (exit.ok()) {
     if (running.vmm) vmm_status_ = exit->status;
     SetReason(absl::StrCat(running.name, ": ", exit->Describe()));
@@ -290,7 +298,7 @@ Co<void> Machine::Run() {
     if (!running.process.running()) continue;
     if (absl::Status s = running.process.Signal(SIGKILL); !s.ok()) Log(std::string(s.message()));
   }
-  auto vmm = WaitForVmm();
+  auto vmm = WaitForVmm(Deadline::max());
   co_await std::move(vmm);
   const Deadline deadline = Event::Clock::now() + kHelpersEnd;
   auto watched = WaitForZero(watchers_, deadline);

@@ -71,7 +71,7 @@ class Machine {
   Co<void> PumpOutput(std::string name, bool console, UniqueFd pipe);
   void Begin(Co<void> coroutine, int& counter);
   using Deadline = Event::Clock::time_point;
-  Co<void> WaitForVmm();
+  Co<void> WaitForVmm(Deadline deadline);
   Co<void> WaitForZero(const int& counter, Deadline deadline);
   Co<void> ReapDescendants(Deadline deadline);
   void SetReason(std::string reason);
