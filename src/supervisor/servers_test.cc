@@ -51,6 +51,20 @@ class AcceptLoopTest : public testing::Test {
                    [this](std::exception_ptr, absl::Status status) { ended_ = status; });
   }
 
+  // UBSan, which looks at memory through a pipe, then reports objects that it sees for the first
+  // time as broken: "memory cannot be printed" is no fault of theirs.
+  void PollWithoutDescriptors() {
+    rlimit usual;
+    ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &usual), 0);
+    const rlimit none{.rlim_cur = 3, .rlim_max = usual.rlim_max};
+    ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
+    for (int i = 0; i < 10; ++i) {
+      context_.restart();
+      context_.poll();
+    }
+    ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &usual), 0);
+  }
+
   asio::io_context context_;
   Listener listener_{context_};
   std::shared_ptr<ConnectionLimit> limit_;
@@ -60,19 +74,13 @@ class AcceptLoopTest : public testing::Test {
 
 TEST_F(AcceptLoopTest, GoesOnAfterAShortageOfDescriptors) {
   Start(10);
-  UniqueFd client = listener_.Connect();
-  rlimit usual;
-  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &usual), 0);
-  const rlimit none{.rlim_cur = 3, .rlim_max = usual.rlim_max};
-  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
-  for (int i = 0; i < 10; ++i) {
-    context_.restart();
-    context_.poll();
-  }
-  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &usual), 0);
-  EXPECT_TRUE(accepted_.empty());
+  UniqueFd first = listener_.Connect();
+  RunUntil(context_, [this] { return accepted_.size() == 1; });
+  UniqueFd second = listener_.Connect();
+  PollWithoutDescriptors();
+  EXPECT_EQ(accepted_.size(), 1u);
   EXPECT_FALSE(ended_.has_value());
-  RunUntil(context_, [this] { return !accepted_.empty(); });
+  RunUntil(context_, [this] { return accepted_.size() == 2; });
 }
 
 TEST_F(AcceptLoopTest, AReleaseEndsTheWait) {
@@ -80,15 +88,7 @@ TEST_F(AcceptLoopTest, AReleaseEndsTheWait) {
   UniqueFd first = listener_.Connect();
   RunUntil(context_, [this] { return accepted_.size() == 1; });
   UniqueFd second = listener_.Connect();
-  rlimit usual;
-  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &usual), 0);
-  const rlimit none{.rlim_cur = 3, .rlim_max = usual.rlim_max};
-  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
-  for (int i = 0; i < 10; ++i) {
-    context_.restart();
-    context_.poll();
-  }
-  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &usual), 0);
+  PollWithoutDescriptors();
   limit_->Release();
   RunUntil(context_, [this] { return accepted_.size() == 2; });
 }
