@@ -19,6 +19,8 @@ def usage(pid):
 def programs(run_dir, daemon):
     """{"daemon": [pid], "VMM": [pids], ...} of the stack below `run_dir`."""
     found = {"daemon": [daemon]}
+    # A VM's programs get what they use as descriptors: only the sandbox's id names them.
+    marks = [str(run_dir).encode(), *(os.fsencode(path.name) for path in pathlib.Path(run_dir, "s").iterdir())]
     for entry in pathlib.Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -27,7 +29,7 @@ def programs(run_dir, daemon):
         except OSError:
             continue
         program = os.path.basename(arguments[0]).decode(errors="replace")
-        below = any(str(run_dir).encode() in argument for argument in arguments)
+        below = any(mark in argument for argument in arguments for mark in marks)
         for prefix, name in NAMES.items():
             if below and program.startswith(prefix):
                 found.setdefault(name, []).append(int(entry.name))

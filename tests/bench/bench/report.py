@@ -1,5 +1,6 @@
 """Samples, and how they are told."""
 
+import math
 import statistics
 
 
@@ -56,7 +57,7 @@ class Results:
         return lines
 
     def limits(self, count):
-        """(what, value, limit, whether it is kept) of each figure that has a limit and was measured."""
+        """(what, value, limit, whether it is kept) of each figure that has a limit. One that was not measured (nan) keeps none."""
         median = lambda metric, mode="magnetar": self.median(mode, metric)  # noqa: E731
         boot, by_hand = median("boot to PID 1", "qemu alone"), median("exec true", "crun by hand")
         known = [
@@ -67,5 +68,5 @@ class Results:
             (f"daemon RSS with {pods(count)}, MiB", median(f"daemon RSS, {pods(count)}"), 25, False),
             ("log throughput, MiB/s", median("log throughput"), 50, True),
         ]
-        return [(text, value, limit, value >= limit if least else value <= limit)
-                for text, value, limit, least in known if value and limit]
+        figures = [(text, value or math.nan, limit or math.nan, least) for text, value, limit, least in known]
+        return [(text, value, limit, value >= limit if least else value <= limit) for text, value, limit, least in figures]
