@@ -1,15 +1,17 @@
 #include "guest-agent/streaming/output_stream.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <boost/asio/as_tuple.hpp>
-#include <boost/asio/buffer.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
+#include <boost/asio/post.hpp>
 #include <boost/asio/use_awaitable.hpp>
+#include <cerrno>
 #include <utility>
 
-#include "containerd/transfer.pb.h"
 #include "guest-agent/streaming/frames.h"
 #include "guest-agent/util/log.h"
 
@@ -23,6 +25,14 @@ using Clock = std::chrono::steady_clock;
 constexpr int kBurstFrames = 24;
 constexpr size_t kSmallFrameBytes = 4 << 10;
 constexpr auto kPace = std::chrono::milliseconds(25);
+// Of one stream, before others get their turn.
+constexpr int kReadsInARow = 8;
+
+// What is being read, of any stream: it holds nothing while a coroutine is suspended.
+std::array<char, OutputStream::kBufferBytes> input;
+// The memory of the buffer that was emptied last: an idle stream keeps none, and a busy one does
+// not allocate for every read.
+std::string spare;
 
 }  // namespace
 
@@ -43,6 +53,7 @@ OutputStream::OutputStream(const asio::any_io_executor& executor)
 
 void OutputStream::SetSource(UniqueFd source) {
   source_.assign(source.release());
+  source_.native_non_blocking(true);
   asio::co_spawn(executor_, ReadSource(shared_from_this()), asio::detached);
 }
 
@@ -55,7 +66,7 @@ void OutputStream::EndSource() {
 
 void OutputStream::Discard() {
   discard_ = true;
-  buffer_.clear();
+  DropAll();
   changed_.Notify();
 }
 
@@ -71,28 +82,72 @@ Co<void> OutputStream::WaitSent(Clock::time_point deadline) {
 }
 
 Co<void> OutputStream::ReadSource(std::shared_ptr<OutputStream> self) {
-  std::string chunk;
+  int reads = 0;
   while (!self->ended_) {
-    const size_t room = self->discard_ ? kFrameBytes : kBufferBytes - self->buffer_.size();
-    if (room == 0) {
+    const size_t unsent = self->Unsent().size();
+    // Not a few bytes at a time: whoever writes would be woken for each.
+    if (!self->discard_ && unsent > kBufferBytes / 2) {
       co_await self->changed_.Wait();
       continue;
     }
-    chunk.resize(std::min(room, kFrameBytes));
-    const auto buffer = asio::buffer(chunk);
-    auto [error, n] =
-        co_await self->source_.async_read_some(buffer, asio::as_tuple(asio::use_awaitable));
-    if (self->ended_) break;
-    if (error) {
-      // A terminal's master fails with EIO once its last user is gone; a pipe ends.
+    const ssize_t n = self->ReadSome();
+    if (n > 0) {
+      if (++reads < kReadsInARow) continue;
+      reads = 0;
+      co_await asio::post(self->executor_, asio::use_awaitable);
+      continue;
+    }
+    reads = 0;
+    // A terminal's master fails with EIO once its last user is gone; a pipe ends.
+    if (n == 0 || errno != EAGAIN) {
       self->EndSource();
       break;
     }
-    if (!self->discard_) {
-      self->buffer_.append(chunk, 0, n);
-      self->changed_.Notify();
-    }
+    auto wait = self->source_.async_wait(asio::posix::descriptor_base::wait_read,
+                                         asio::as_tuple(asio::use_awaitable));
+    const auto [error] = co_await std::move(wait);
+    // EndSource() closed it.
+    if (error) break;
   }
+}
+
+ssize_t OutputStream::ReadSome() {
+  const size_t room = kBufferBytes - Unsent().size();
+  ssize_t n;
+  do {
+    n = ::read(source_.native_handle(), input.data(), room);
+  } while (n < 0 && errno == EINTR);
+  if (n <= 0 || discard_) return n;
+  if (buffer_.empty()) {
+    buffer_.swap(spare);
+  } else {
+    buffer_.erase(0, std::exchange(sent_, 0));
+  }
+  buffer_.append(input.data(), static_cast<size_t>(n));
+  changed_.Notify();
+  return n;
+}
+
+void OutputStream::DropSent(size_t bytes) {
+  sent_ += std::min(bytes, Unsent().size());
+  if (sent_ == buffer_.size()) DropAll();
+}
+
+void OutputStream::DropAll() {
+  sent_ = 0;
+  buffer_.clear();
+  if (buffer_.capacity() > spare.capacity()) buffer_.swap(spare);
+  buffer_ = std::string();
+}
+
+std::vector<std::string> OutputStream::NextFrames(int64_t window) const {
+  std::vector<std::string> frames;
+  absl::string_view rest = Unsent().substr(0, static_cast<size_t>(window));
+  while (!rest.empty()) {
+    frames.push_back(DataFrame(rest.substr(0, kFrameBytes)));
+    rest.remove_prefix(std::min(rest.size(), kFrameBytes));
+  }
+  return frames;
 }
 
 Co<void> OutputStream::ReadWindow(std::shared_ptr<OutputStream> self,
@@ -119,20 +174,20 @@ Co<void> OutputStream::ReadWindow(std::shared_ptr<OutputStream> self,
 }
 
 bool OutputStream::HoldBack(const Attachment& attachment) const {
-  return attachment.small_frames >= kBurstFrames && buffer_.size() < kSmallFrameBytes && !ended_ &&
+  return attachment.small_frames >= kBurstFrames && Unsent().size() < kSmallFrameBytes && !ended_ &&
          Clock::now() < attachment.last_frame + kPace;
 }
 
 Co<absl::Status> OutputStream::SendAll(std::shared_ptr<Attachment> attachment) {
   while (!attachment->replaced && !attachment->over) {
-    if (buffer_.empty() && ended_) {
+    if (Unsent().empty() && ended_) {
       auto close = attachment->stream->CloseSend();
       const absl::Status status = co_await std::move(close);
       if (status.ok()) end_sent_ = true;
       changed_.Notify();
       co_return status;
     }
-    if (buffer_.empty() || attachment->window <= 0) {
+    if (Unsent().empty() || attachment->window <= 0) {
       co_await changed_.Wait();
       continue;
     }
@@ -140,13 +195,12 @@ Co<absl::Status> OutputStream::SendAll(std::shared_ptr<Attachment> attachment) {
       co_await changed_.WaitUntil(attachment->last_frame + kPace);
       continue;
     }
-    const size_t n =
-        std::min({buffer_.size(), kFrameBytes, static_cast<size_t>(attachment->window)});
-    auto send = attachment->stream->Send(DataFrame(absl::string_view(buffer_).substr(0, n)));
-    const absl::Status status = co_await std::move(send);
-    // Unsent bytes stay for the next peer.
-    if (!status.ok()) co_return status;
-    buffer_.erase(0, std::min(n, buffer_.size()));
+    const size_t n = std::min(Unsent().size(), static_cast<size_t>(attachment->window));
+    auto send = attachment->stream->SendAll(NextFrames(attachment->window));
+    const ttrpc::Stream::Sent sent = co_await std::move(send);
+    // Unsent bytes stay for the next peer. All frames but the last one are full.
+    DropSent(std::min(n, sent.sent * kFrameBytes));
+    if (!sent.status.ok()) co_return sent.status;
     attachment->window -= static_cast<int64_t>(n);
     if (n < kSmallFrameBytes) {
       ++attachment->small_frames;

@@ -5,8 +5,10 @@
 #include <chrono>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "guest-agent/util/notifier.h"
 #include "magnetar/co.h"
 #include "magnetar/ttrpc/ttrpc.h"
@@ -17,6 +19,8 @@ namespace magnetar::guest {
 // stdout or stderr of a process: from a pipe (or a terminal's master) to whoever
 // is attached, within the window that the peer grants. What is read and not yet
 // sent is at most kBufferBytes; beyond that the writer blocks, attached or not.
+// It reads and sends as much at a time as there is: in an emulated guest each
+// switch between a container and the agent costs as much as copying 100 KiB.
 // The end is sent once the source has ended, and again to every later peer.
 //
 // Frames as containerd's core/transfer/streaming (2.1.9) reads them: WindowUpdate
@@ -25,7 +29,7 @@ namespace magnetar::guest {
 // One thread; always owned by a shared_ptr.
 class OutputStream : public std::enable_shared_from_this<OutputStream> {
  public:
-  static constexpr size_t kBufferBytes = 64 << 10;
+  static constexpr size_t kBufferBytes = 128 << 10;
   static constexpr size_t kFrameBytes = 32 << 10;
 
   explicit OutputStream(const asio::any_io_executor& executor);
@@ -54,6 +58,14 @@ class OutputStream : public std::enable_shared_from_this<OutputStream> {
   static Co<void> ReadWindow(std::shared_ptr<OutputStream> self,
                              std::shared_ptr<Attachment> attachment);
   Co<absl::Status> SendAll(std::shared_ptr<Attachment> attachment);
+  // As read(2), into buffer_ unless that is for nobody.
+  ssize_t ReadSome();
+  // What has been read and not been sent.
+  absl::string_view Unsent() const { return absl::string_view(buffer_).substr(sent_); }
+  // Frames of what is unsent, within the window.
+  std::vector<std::string> NextFrames(int64_t window) const;
+  void DropSent(size_t bytes);
+  void DropAll();
   // Small frames in quick succession are held back for a moment, so that a
   // reader that pauses does not find too many of them.
   bool HoldBack(const Attachment& attachment) const;
@@ -62,6 +74,7 @@ class OutputStream : public std::enable_shared_from_this<OutputStream> {
   asio::posix::stream_descriptor source_;
   Notifier changed_;
   std::string buffer_;
+  size_t sent_ = 0;  // of buffer_
   bool ended_ = false;
   bool end_sent_ = false;
   bool discard_ = false;

@@ -108,7 +108,7 @@ TestVm::TestVm(const std::string& guest, std::string extra_command_line) {
               "-accel",
               "tcg,thread=multi,tb-size=128",
               "-cpu",
-              "max",
+              "max,-erms,-fsrm",
               "-smp",
               "cpus=1",
               "-m",

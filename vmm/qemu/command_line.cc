@@ -19,6 +19,10 @@ constexpr char kMachine[] =
 // The code cache is memory of the host that no limit of the guest's bounds.
 constexpr char kTcg[] = "tcg,thread=multi,tb-size=128";
 
+// QEMU 7.2 emulates `rep movsb` one byte at a time. A processor that does not call it fast makes
+// the kernel and libc copy by words: a pipe of 64 KiB blocks carried 200 MiB/s instead of 45.
+constexpr char kTcgCpu[] = "max,-erms,-fsrm";
+
 constexpr char kSandbox[] =
     "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
@@ -77,7 +81,7 @@ Options AllOptions(const Machine& m) {
       {"-sandbox", kSandbox},
       {"-machine", absl::StrCat(kMachine, shared_memory ? ",memory-backend=ram" : "")},
       {"-accel", kvm ? "kvm" : kTcg},
-      {"-cpu", kvm ? "host" : "max"},
+      {"-cpu", kvm ? "host" : kTcgCpu},
       {"-smp", absl::StrCat("cpus=", m.vcpus)},
       {"-m", absl::StrCat("size=", m.memory_mib, "M")},
   };

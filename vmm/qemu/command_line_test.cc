@@ -43,7 +43,7 @@ TEST(CommandLine, Golden) {
           "q35,sata=off,smbus=off,i8042=off,hpet=off,vmport=off,usb=off,graphics=off,smm=off,"
           "memory-backend=ram",
           "-accel", "tcg,thread=multi,tb-size=128",                     //
-          "-cpu", "max",                                                //
+          "-cpu", "max,-erms,-fsrm",                                    //
           "-smp", "cpus=2",                                             //
           "-m", "size=512M",                                            //
           "-object", "memory-backend-memfd,id=ram,size=512M,share=on",  //

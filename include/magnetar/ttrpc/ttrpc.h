@@ -60,11 +60,19 @@ struct CallContext {
 // in which they came in, and the end after the last of them.
 class Stream {
  public:
+  struct Sent {
+    absl::Status status;
+    size_t sent = 0;
+  };
+
   virtual ~Stream() = default;
   // The next message; nullopt once the peer has ended its side.
   virtual Co<absl::StatusOr<std::optional<std::string>>> Receive() = 0;
   // Completes when the message has been handed to the socket.
   virtual Co<absl::Status> Send(std::string message) = 0;
+  // The same for several at once, in one write as far as possible: `sent` of them were handed to
+  // the socket, all if the status is OK. Counts as one Send.
+  virtual Co<Sent> SendAll(std::vector<std::string> messages);
   // Ends this side with an empty Data frame, flags remote-closed|no-data.
   virtual Co<absl::Status> CloseSend() = 0;
   // Makes a pending and every later Receive and Send fail with CANCELLED.

@@ -19,8 +19,9 @@ namespace {
 
 constexpr size_t kReadBytes = 64 << 10;
 constexpr uint32_t kFrameBytes = 64 << 10;
-// Frames shorter than this are gathered into one write.
-constexpr size_t kGatherBytes = 16 << 10;
+// What one write takes at least, except for the last of a row: so much Linux' virtio_console passes
+// on at a time (port_fops_write of 6.1), and each piece is a message to the VMM.
+constexpr size_t kWriteBytes = 32 << 10;
 // Buffers read in a row before others get their turn.
 constexpr int kReadsInARow = 8;
 
@@ -237,43 +238,28 @@ void Session::Flush() {
           for (const int32_t id : std::exchange(to_reset_, {})) Reset(id, NGHTTP2_CANCEL);
           continue;
         }
-        WriteOut(nullptr, 0);
+        WriteOut(/*all=*/true);
         break;
       }
-      const auto size = static_cast<size_t>(n);
-      if (output_.size() + size <= kGatherBytes) {
-        output_.append(reinterpret_cast<const char*>(data), size);
-      } else if (!WriteOut(data, size)) {
-        break;
-      }
+      output_.append(reinterpret_cast<const char*>(data), static_cast<size_t>(n));
+      if (output_.size() >= kWriteBytes && !WriteOut(/*all=*/false)) break;
       if (ended_.has_value()) break;
     }
   }
   flushing_ = false;
 }
 
-bool Session::WriteOut(const uint8_t* data, size_t size) {
+bool Session::WriteOut(bool all) {
   size_t written = 0;
-  const size_t total = output_.size() + size;
-  if (total == 0) return true;
-  while (written < total) {
-    std::array<iovec, 2> parts;
-    size_t count = 0;
-    if (written < output_.size()) {
-      parts[count++] = {output_.data() + written, output_.size() - written};
-    }
-    const size_t skip = written > output_.size() ? written - output_.size() : 0;
-    if (skip < size) parts[count++] = {const_cast<uint8_t*>(data) + skip, size - skip};
-    const ssize_t n = channel_->Write({parts.data(), count});
+  while (output_.size() - written >= (all ? 1 : kWriteBytes)) {
+    const iovec part = {output_.data() + written, output_.size() - written};
+    const ssize_t n = channel_->Write({&part, 1});
     if (n < 0) {
       if (errno != EAGAIN) {
         End(absl::UnavailableError(ErrnoStatus(errno, "write the channel").message()));
         return false;
       }
-      const size_t kept = std::min(written, output_.size());
-      output_.erase(0, kept);
-      written -= kept;
-      output_.append(reinterpret_cast<const char*>(data) + written, size - written);
+      output_.erase(0, written);
       waiting_writable_ = true;
       channel_->WaitWritable([self = shared_from_this()](const boost::system::error_code& error) {
         self->waiting_writable_ = false;
@@ -282,13 +268,13 @@ bool Session::WriteOut(const uint8_t* data, size_t size) {
           self->End(absl::UnavailableError(absl::StrCat("channel: ", error.message())));
           return;
         }
-        if (self->WriteOut(nullptr, 0)) self->Flush();
+        if (self->WriteOut(/*all=*/true)) self->Flush();
       });
       return false;
     }
     written += static_cast<size_t>(n);
   }
-  output_.clear();
+  output_.erase(0, written);
   return true;
 }
 

@@ -80,8 +80,9 @@ class Session : public std::enable_shared_from_this<Session> {
   Co<absl::Status> ReadLoop();
   absl::Status ReadSome(bool& drained);
   void End(absl::Status status);
-  // False if the channel takes no more for now.
-  bool WriteOut(const uint8_t* data, size_t size);
+  // Writes output_, of less than a whole write only if `all`. False if the channel takes no more
+  // for now.
+  bool WriteOut(bool all);
 
   ssize_t ReadNear(int32_t id, uint8_t* buffer, size_t size, uint32_t* flags);
   void OnData(int32_t id, const uint8_t* data, size_t size);
@@ -93,7 +94,7 @@ class Session : public std::enable_shared_from_this<Session> {
   UniqueFd fd_;
   std::optional<Channel> channel_;
   std::vector<uint8_t> input_;
-  std::string output_;  // what the channel has not taken
+  std::string output_;  // gathered, or what the channel has not taken
   bool waiting_writable_ = false;
   bool flushing_ = false;
   std::vector<int32_t> to_reset_;  // streams whose near end went away

@@ -311,6 +311,50 @@ TEST_F(CallTest, Streams) {
   EXPECT_EQ(*Call("Echo", "still alive"), "still alive");
 }
 
+TEST_F(CallTest, SeveralMessagesAtOnce) {
+  Start();
+  const auto stream = *RunFor(io_, client_->OpenStream("t", "EchoStream"));
+  ASSERT_TRUE(stream.ok());
+  const Messages messages = {"one", "", std::string(100000, 'x'), "four"};
+  const Stream::Sent sent = *RunFor(io_, (*stream)->SendAll(messages));
+  EXPECT_EQ(sent.status, absl::OkStatus());
+  EXPECT_EQ(sent.sent, messages.size());
+  for (const std::string& message : messages) {
+    const auto echo = *RunFor(io_, (*stream)->Receive());
+    ASSERT_TRUE(echo.ok());
+    EXPECT_EQ(*echo, message);
+  }
+  EXPECT_EQ(RunFor(io_, (*stream)->SendAll({}))->status, absl::OkStatus());
+  (*stream)->Cancel();
+  const Stream::Sent late = *RunFor(io_, (*stream)->SendAll(messages));
+  EXPECT_EQ(late.status.code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(late.sent, 0U);
+}
+
+// How many got through is told, so that the rest can go to someone else.
+TEST_F(CallTest, SeveralMessagesOfWhichSomeAreSent) {
+  auto [near, far] = SocketPair();
+  client_ = Client::Create(io_.get_executor(), std::move(near));
+  const auto stream = *RunFor(io_, client_->OpenStream("t", "EchoStream"));
+  ASSERT_TRUE(stream.ok());
+  // More than the socket takes, and nobody reads it.
+  std::optional<Stream::Sent> sent;
+  asio::co_spawn(io_, (*stream)->SendAll(Messages(100, std::string(32 << 10, 'x'))),
+                 [&](const std::exception_ptr&, Stream::Sent result) {
+                   sent = std::move(result);
+                   io_.stop();
+                 });
+  io_.restart();
+  io_.run_for(milliseconds(20));
+  EXPECT_FALSE(sent.has_value());
+  client_->Close();
+  io_.restart();
+  io_.run_for(magnetar::testing::kHang);
+  ASSERT_TRUE(sent.has_value());
+  EXPECT_EQ(sent->status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_LT(sent->sent, 100U);
+}
+
 TEST_F(CallTest, ManyStreamsInARowLeaveNothing) {
   Start({.max_streams = 2}, {.max_streams = 2});
   for (int i = 0; i < 50; ++i) {

@@ -126,20 +126,32 @@ void Connection::Append(std::shared_ptr<Outgoing> frame) {
 }
 
 Co<absl::Status> Connection::Written(std::shared_ptr<Outgoing> frame) {
+  auto written = Written(std::vector{std::move(frame)});
+  co_return co_await std::move(written);
+}
+
+Co<absl::Status> Connection::Written(std::vector<std::shared_ptr<Outgoing>> frames) {
   const auto self = shared_from_this();
   struct Guard {
     Connection& connection;
-    Outgoing& frame;
-    ~Guard() { connection.Withdraw(frame, absl::CancelledError("send was cancelled")); }
-  } guard{*this, *frame};
-  while (frame->state_ != Outgoing::State::kDone) {
-    if (!frame->done_.has_value()) frame->done_.emplace(executor_);
-    auto done = frame->done_->Wait();
+    const std::vector<std::shared_ptr<Outgoing>>& frames;
+    ~Guard() {
+      for (const auto& frame : frames) {
+        connection.Withdraw(*frame, absl::CancelledError("send was cancelled"));
+      }
+    }
+  } guard{*this, frames};
+  if (frames.empty()) co_return absl::OkStatus();
+  // Frames of one queue are done with in its order.
+  Outgoing& last = *frames.back();
+  while (last.state_ != Outgoing::State::kDone) {
+    if (!last.done_.has_value()) last.done_.emplace(executor_);
+    auto done = last.done_->Wait();
     co_await std::move(done);
     const auto cancellation = co_await asio::this_coro::cancellation_state;
     if (Cancelled(cancellation)) co_return absl::CancelledError("send was cancelled");
   }
-  co_return frame->result_;
+  co_return last.result_;
 }
 
 void Connection::Withdraw(Outgoing& frame, const absl::Status& reason) {

@@ -30,6 +30,9 @@ class Outgoing {
   Outgoing(FrameHeader header, std::string body)
       : header_(EncodeHeader(header)), body_(std::move(body)) {}
 
+  // Whether the socket has taken it.
+  bool written() const { return state_ == State::kDone && result_.ok(); }
+
  private:
   friend class Connection;
   enum class State { kQueued, kWriting, kDone };
@@ -64,8 +67,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
   // reading pauses.
   void QueueRefusal(uint32_t stream_id, std::string body);
 
-  // Completes when the frame has been handed to the socket, was withdrawn, or the connection is
-  // gone. A caller that is cancelled meanwhile withdraws it.
+  // Completes when the frames, queued one after the other, have been handed to the socket, were
+  // withdrawn, or the connection is gone. A caller that is cancelled meanwhile withdraws them.
+  Co<absl::Status> Written(std::vector<std::shared_ptr<Outgoing>> frames);
   Co<absl::Status> Written(std::shared_ptr<Outgoing> frame);
 
   // Takes a frame back of which nothing has been written yet; its waiter gets

@@ -10,6 +10,17 @@ namespace {
 constexpr size_t kMessageOverhead = 64;
 }  // namespace
 
+Co<Stream::Sent> Stream::SendAll(std::vector<std::string> messages) {
+  Sent result;
+  for (std::string& message : messages) {
+    auto send = Send(std::move(message));
+    result.status = co_await std::move(send);
+    if (!result.status.ok()) break;
+    ++result.sent;
+  }
+  co_return result;
+}
+
 StreamState::StreamState(std::shared_ptr<Connection> connection,
                          std::shared_ptr<BufferBudget> budget, uint32_t id, const Limits& limits)
     : connection_(std::move(connection)),
@@ -43,35 +54,54 @@ Co<absl::StatusOr<std::optional<std::string>>> StreamState::Receive() {
 }
 
 Co<absl::Status> StreamState::Send(std::string message) {
-  auto send = SendFrame(0, std::move(message));
+  std::vector<std::string> messages;
+  messages.push_back(std::move(message));
+  auto send = SendFrames(0, std::move(messages));
+  const Sent sent = co_await std::move(send);
+  co_return sent.status;
+}
+
+Co<Stream::Sent> StreamState::SendAll(std::vector<std::string> messages) {
+  auto send = SendFrames(0, std::move(messages));
   co_return co_await std::move(send);
 }
 
 Co<absl::Status> StreamState::CloseSend() {
-  auto send = SendFrame(kRemoteClosed | kNoData, std::string());
-  co_return co_await std::move(send);
+  auto send = SendFrames(kRemoteClosed | kNoData, std::vector<std::string>(1));
+  const Sent sent = co_await std::move(send);
+  co_return sent.status;
 }
 
-Co<absl::Status> StreamState::SendFrame(uint8_t flags, std::string body) {
+Co<Stream::Sent> StreamState::SendFrames(uint8_t flags, std::vector<std::string> bodies) {
   const auto self = shared_from_this();
-  if (!broken_.ok()) co_return broken_;
-  if (send_closed_) co_return absl::FailedPreconditionError("this side of the stream is closed");
-  if (body.size() > limits_.max_message_bytes) {
-    co_return absl::ResourceExhaustedError(
-        absl::StrCat("message of ", body.size(), " bytes is too large to send"));
+  if (!broken_.ok()) co_return Sent{broken_};
+  if (send_closed_) {
+    co_return Sent{absl::FailedPreconditionError("this side of the stream is closed")};
   }
-  if (sending_ != nullptr) co_return absl::FailedPreconditionError("another send is pending");
+  for (const std::string& body : bodies) {
+    if (body.size() <= limits_.max_message_bytes) continue;
+    co_return Sent{absl::ResourceExhaustedError(
+        absl::StrCat("message of ", body.size(), " bytes is too large to send"))};
+  }
+  if (!sending_.empty()) co_return Sent{absl::FailedPreconditionError("another send is pending")};
   if ((flags & kRemoteClosed) != 0) send_closed_ = true;
   struct Guard {
     StreamState& stream;
-    ~Guard() { stream.sending_ = nullptr; }
+    ~Guard() { stream.sending_.clear(); }
   } guard{*this};
-  sending_ = connection_->Queue(id_, FrameType::kData, flags, std::move(body));
+  for (std::string& body : bodies) {
+    const bool last = &body == &bodies.back();
+    sending_.push_back(
+        connection_->Queue(id_, FrameType::kData, last ? flags : 0, std::move(body)));
+  }
+  Sent result;
+  // The last one is written last, or withdrawn like all that are not.
   auto written = connection_->Written(sending_);
-  absl::Status status = co_await std::move(written);
-  sending_ = nullptr;
+  result.status = co_await std::move(written);
+  for (const auto& frame : sending_) result.sent += frame->written() ? 1 : 0;
+  sending_.clear();
   CheckFinished();
-  co_return status;
+  co_return result;
 }
 
 void StreamState::Cancel() { FailNow(absl::CancelledError("stream was cancelled")); }
@@ -97,7 +127,7 @@ void StreamState::EndOfPeer() {
 void StreamState::Fail(absl::Status status) {
   if (broken_.ok()) {
     broken_ = status;
-    if (sending_ != nullptr) connection_->Withdraw(*sending_, status);
+    for (const auto& frame : sending_) connection_->Withdraw(*frame, status);
   }
   if (!end_.has_value()) {
     end_ = std::move(status);
@@ -114,7 +144,7 @@ void StreamState::FailNow(absl::Status status) {
 }
 
 void StreamState::CheckFinished() {
-  const bool both_closed = send_closed_ && sending_ == nullptr && end_.has_value();
+  const bool both_closed = send_closed_ && sending_.empty() && end_.has_value();
   if (broken_.ok() && !both_closed) return;
   if (const auto finished = std::exchange(finished_, nullptr)) finished();
 }

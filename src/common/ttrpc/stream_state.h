@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "magnetar/ttrpc/ttrpc.h"
@@ -38,6 +39,7 @@ class StreamState : public Stream, public std::enable_shared_from_this<StreamSta
 
   Co<absl::StatusOr<std::optional<std::string>>> Receive() override;
   Co<absl::Status> Send(std::string message) override;
+  Co<Sent> SendAll(std::vector<std::string> messages) override;
   Co<absl::Status> CloseSend() override;
   void Cancel() override;
 
@@ -58,7 +60,8 @@ class StreamState : public Stream, public std::enable_shared_from_this<StreamSta
   bool send_closed() const { return send_closed_; }
 
  private:
-  Co<absl::Status> SendFrame(uint8_t flags, std::string body);
+  // `flags` of the last frame.
+  Co<Sent> SendFrames(uint8_t flags, std::vector<std::string> bodies);
   void CheckFinished();
   void DropBacklog();
 
@@ -69,7 +72,7 @@ class StreamState : public Stream, public std::enable_shared_from_this<StreamSta
   std::deque<std::string> backlog_;
   size_t backlog_bytes_ = 0;
   Event readable_;
-  std::shared_ptr<Outgoing> sending_;
+  std::vector<std::shared_ptr<Outgoing>> sending_;  // in order
   std::optional<absl::Status> end_;  // what follows the backlog; OK: the peer ended its side
   absl::Status broken_;              // why nothing can be sent any more
   bool send_closed_ = false;

@@ -43,7 +43,7 @@ class Box:
         self._initrd.write(initrd)
         self._initrd.flush()
         command = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-accel",
-                   os.environ.get("MAGNETAR_BENCH_ACCEL", "tcg,thread=multi"), "-cpu", "max", "-M", "q35", "-m", "512M",
+                   os.environ.get("MAGNETAR_BENCH_ACCEL", "tcg,thread=multi"), "-cpu", "max,-erms,-fsrm", "-M", "q35", "-m", "512M",
                    "-kernel", str(kernel), "-initrd", self._initrd.name, "-append", COMMAND_LINE, "-serial", "stdio"]
         if image:
             command += ["-drive", f"file={image},if=none,id=root,format=raw,readonly=on", "-device", "virtio-blk-pci,drive=root"]

@@ -25,6 +25,10 @@ target_compile_options(magnetar_flags INTERFACE -Wall -Wextra -Werror -ffunction
   -fstack-protector-strong -D_GNU_SOURCE)
 target_link_options(magnetar_flags INTERFACE -Wl,--gc-sections -Wl,-z,relro,-z,now)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+    # Else -Os copies with `rep movsb`, of which an emulated CPU does one byte at a time.
+    target_compile_options(magnetar_flags INTERFACE -mstringop-strategy=libcall)
+  endif()
   # GCC 12 reports these in abseil's and Boost's inlined code.
   target_compile_options(magnetar_flags INTERFACE -Wno-maybe-uninitialized -Wno-restrict -Wno-mismatched-new-delete)
   if(CMAKE_UNITY_BUILD)
