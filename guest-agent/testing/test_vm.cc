@@ -60,7 +60,7 @@ pid_t Launch(const std::vector<std::string>& argv, const std::vector<int>& inher
 
 constexpr char kCommandLine[] =
     "console=ttyS0 quiet reboot=t panic=-1 tsc=reliable no_timer_check mitigations=off nokaslr "
-    "cryptomgr.notests random.trust_cpu=on rcupdate.rcu_expedited=1 8250.nr_uarts=1 "
+    "cryptomgr.notests norandmaps random.trust_cpu=on rcupdate.rcu_expedited=1 8250.nr_uarts=1 "
     "magnetar.transport=mux magnetar.log=debug";
 
 }  // namespace

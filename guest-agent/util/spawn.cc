@@ -81,10 +81,14 @@ absl::StatusOr<pid_t> Spawn(const SpawnRequest& request) {
     argv.push_back(const_cast<char*>(argument.c_str()));
   }
   argv.push_back(nullptr);
-  char* const environment[] = {const_cast<char*>(kPath), nullptr};
+  std::vector<char*> environment = {const_cast<char*>(kPath)};
+  for (const std::string& variable : request.environment) {
+    environment.push_back(const_cast<char*>(variable.c_str()));
+  }
+  environment.push_back(nullptr);
   pid_t pid = -1;
-  const int error =
-      ::posix_spawn(&pid, argv[0], actions.get(), attributes.get(), argv.data(), environment);
+  const int error = ::posix_spawn(&pid, argv[0], actions.get(), attributes.get(), argv.data(),
+                                  environment.data());
   if (error != 0) return ErrnoStatus(error, absl::StrCat("start ", request.argv[0]));
   return pid;
 }

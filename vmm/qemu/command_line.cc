@@ -33,8 +33,11 @@ constexpr char kKernelBase[] =
 
 // Under TCG each of these costs a tenth of the boot, and protects from attacks that emulated
 // processors do not have, or sets up tracing that nobody can reach. Not under KVM.
+// norandmaps: QEMU translates code anew for each address at which it finds it. With programs
+// somewhere else every time they start, an exec into a container took three times as long, and each
+// few dozen of them filled the code cache, which then is dropped whole.
 constexpr char kKernelTcg[] =
-    " mitigations=off nokaslr rodata=off initcall_blacklist=tracer_init_tracefs,"
+    " mitigations=off nokaslr norandmaps rodata=off initcall_blacklist=tracer_init_tracefs,"
     "init_kprobe_trace,slab_sysfs_init,crypto_kdf108_init,load_system_certificate_list";
 
 // One option and its value; an empty value stands alone.

@@ -52,7 +52,7 @@ TEST(CommandLine, Golden) {
           "-append",
           "console=ttyS0 quiet reboot=t panic=-1 tsc=reliable no_timer_check "
           "cryptomgr.notests random.trust_cpu=on rcupdate.rcu_expedited=1 8250.nr_uarts=1 "
-          "mitigations=off nokaslr rodata=off initcall_blacklist=tracer_init_tracefs,"
+          "mitigations=off nokaslr norandmaps rodata=off initcall_blacklist=tracer_init_tracefs,"
           "init_kprobe_trace,slab_sysfs_init,crypto_kdf108_init,load_system_certificate_list "
           "magnetar.transport=mux magnetar.log=debug",
           "-chardev", "stdio,id=console,signal=off",              //

@@ -11,7 +11,7 @@ import time
 import harness  # noqa: F401  finds the stack
 from stack import images
 
-COMMAND_LINE = ("console=ttyS0 quiet reboot=t panic=-1 tsc=reliable no_timer_check mitigations=off nokaslr cryptomgr.notests "
+COMMAND_LINE = ("console=ttyS0 quiet reboot=t panic=-1 tsc=reliable no_timer_check mitigations=off nokaslr norandmaps cryptomgr.notests "
                 "random.trust_cpu=on rcupdate.rcu_expedited=1 8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd")
 LIMIT = 120
 
