@@ -5,6 +5,11 @@
 #include <sys/stat.h>
 
 #include <cerrno>
+#include <chrono>
+#include <future>
+#include <memory>
+#include <thread>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "magnetar/files.h"
@@ -19,16 +24,32 @@ absl::Status MakeRunDirectory(const std::string& path) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<UniqueFd> LockRunDirectory(const std::string& run_dir) {
-  UniqueFd fd(::open(run_dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!fd.ok()) return ErrnoStatus(errno, absl::StrCat("open ", run_dir));
-  if (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
-    if (errno == EWOULDBLOCK) {
+namespace {
+
+// Whether the lock is there within that time.
+bool LockWithin(std::chrono::milliseconds patience, const std::shared_ptr<UniqueFd>& fd) {
+  std::promise<bool> promise;
+  std::future<bool> locked = promise.get_future();
+  // flock knows no deadline. If it waits on, the caller gives up, and this process ends.
+  std::thread([fd, promise = std::move(promise)]() mutable {
+    promise.set_value(::flock(fd->get(), LOCK_EX) == 0);
+  }).detach();
+  return locked.wait_for(patience) == std::future_status::ready && locked.get();
+}
+
+}  // namespace
+
+absl::StatusOr<UniqueFd> LockRunDirectory(const std::string& run_dir,
+                                          std::chrono::milliseconds patience) {
+  auto fd = std::make_shared<UniqueFd>(::open(run_dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!fd->ok()) return ErrnoStatus(errno, absl::StrCat("open ", run_dir));
+  if (::flock(fd->get(), LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK) return ErrnoStatus(errno, absl::StrCat("lock ", run_dir));
+    if (!LockWithin(patience, fd)) {
       return absl::AlreadyExistsError(absl::StrCat("another daemon holds ", run_dir));
     }
-    return ErrnoStatus(errno, absl::StrCat("lock ", run_dir));
   }
-  return fd;
+  return std::move(*fd);
 }
 
 }  // namespace magnetar::daemon
