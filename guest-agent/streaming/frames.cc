@@ -1,7 +1,6 @@
 #include "guest-agent/streaming/frames.h"
 
 #include <google/protobuf/io/coded_stream.h>
-#include <google/protobuf/wire_format_lite.h>
 
 #include <algorithm>
 #include <array>
@@ -85,7 +84,6 @@ absl::StatusOr<std::string> ParseData(const std::string& message) {
 
 // What Pack() would give for a Data message, without its copies of the data.
 std::string DataFrame(absl::string_view data) {
-  using google::protobuf::internal::WireFormatLite;
   using google::protobuf::io::CodedOutputStream;
   const auto size = static_cast<uint32_t>(data.size());
   const uint32_t type_size = static_cast<uint32_t>(kData.size());
@@ -96,8 +94,9 @@ std::string DataFrame(absl::string_view data) {
   static_assert(kData.size() < 100);
   uint8_t* at = head.data();
   const auto tag = [&at](int field) {
-    at = CodedOutputStream::WriteTagToArray(
-        WireFormatLite::MakeTag(field, WireFormatLite::WIRETYPE_LENGTH_DELIMITED), at);
+    constexpr uint32_t kLengthDelimited = 2;  // the wire type
+    at = CodedOutputStream::WriteTagToArray(static_cast<uint32_t>(field) << 3 | kLengthDelimited,
+                                            at);
   };
   tag(wire::Any::kTypeUrlFieldNumber);
   at = CodedOutputStream::WriteVarint32ToArray(type_size, at);

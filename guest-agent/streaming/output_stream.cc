@@ -94,7 +94,8 @@ Co<void> OutputStream::ReadSource(std::shared_ptr<OutputStream> self) {
     if (n > 0) {
       if (++reads < kReadsInARow) continue;
       reads = 0;
-      co_await asio::post(self->executor_, asio::use_awaitable);
+      auto turn = asio::post(self->executor_, asio::use_awaitable);
+      co_await std::move(turn);
       continue;
     }
     reads = 0;
@@ -106,8 +107,11 @@ Co<void> OutputStream::ReadSource(std::shared_ptr<OutputStream> self) {
     auto wait = self->source_.async_wait(asio::posix::descriptor_base::wait_read,
                                          asio::as_tuple(asio::use_awaitable));
     const auto [error] = co_await std::move(wait);
-    // EndSource() closed it.
-    if (error) break;
+    // EndSource() has closed it, or it cannot be waited for.
+    if (error) {
+      self->EndSource();
+      break;
+    }
   }
 }
 
@@ -120,6 +124,7 @@ ssize_t OutputStream::ReadSome() {
   if (n <= 0 || discard_) return n;
   if (buffer_.empty()) {
     buffer_.swap(spare);
+    buffer_.reserve(kBufferBytes);
   } else {
     buffer_.erase(0, std::exchange(sent_, 0));
   }
@@ -178,7 +183,7 @@ bool OutputStream::HoldBack(const Attachment& attachment) const {
          Clock::now() < attachment.last_frame + kPace;
 }
 
-Co<absl::Status> OutputStream::SendAll(std::shared_ptr<Attachment> attachment) {
+Co<absl::Status> OutputStream::SendTo(std::shared_ptr<Attachment> attachment) {
   while (!attachment->replaced && !attachment->over) {
     if (Unsent().empty() && ended_) {
       auto close = attachment->stream->CloseSend();
@@ -196,17 +201,19 @@ Co<absl::Status> OutputStream::SendAll(std::shared_ptr<Attachment> attachment) {
       continue;
     }
     const size_t n = std::min(Unsent().size(), static_cast<size_t>(attachment->window));
+    sending_ = true;
     auto send = attachment->stream->SendAll(NextFrames(attachment->window));
     const ttrpc::Stream::Sent sent = co_await std::move(send);
     // Unsent bytes stay for the next peer. All frames but the last one are full.
     DropSent(std::min(n, sent.sent * kFrameBytes));
+    sending_ = false;
+    changed_.Notify();
     if (!sent.status.ok()) co_return sent.status;
     attachment->window -= static_cast<int64_t>(n);
     if (n < kSmallFrameBytes) {
       ++attachment->small_frames;
     }
     attachment->last_frame = Clock::now();
-    changed_.Notify();
   }
   if (attachment->replaced) co_return absl::CancelledError("the stream was opened again");
   co_return attachment->reason;
@@ -222,7 +229,9 @@ Co<absl::Status> OutputStream::Serve(std::shared_ptr<ttrpc::Stream> peer) {
   peer_ = attachment;
   changed_.Notify();
   asio::co_spawn(executor_, ReadWindow(self, attachment), asio::detached);
-  auto send = SendAll(attachment);
+  // What the last one has got is known once its send has ended.
+  while (sending_) co_await changed_.Wait();
+  auto send = SendTo(attachment);
   absl::Status status = co_await std::move(send);
   // The window updates that are still under way are read and forgotten, until the peer ends too.
   while (status.ok() && !attachment->over && !attachment->replaced) co_await changed_.Wait();

@@ -18,7 +18,8 @@ namespace magnetar::guest {
 
 // stdout or stderr of a process: from a pipe (or a terminal's master) to whoever
 // is attached, within the window that the peer grants. What is read and not yet
-// sent is at most kBufferBytes; beyond that the writer blocks, attached or not.
+// sent is at most kBufferBytes, and as much again in frames on their way out;
+// beyond that the writer blocks, attached or not.
 // It reads and sends as much at a time as there is: in an emulated guest each
 // switch between a container and the agent costs as much as copying 100 KiB.
 // The end is sent once the source has ended, and again to every later peer.
@@ -57,7 +58,7 @@ class OutputStream : public std::enable_shared_from_this<OutputStream> {
   static Co<void> ReadSource(std::shared_ptr<OutputStream> self);
   static Co<void> ReadWindow(std::shared_ptr<OutputStream> self,
                              std::shared_ptr<Attachment> attachment);
-  Co<absl::Status> SendAll(std::shared_ptr<Attachment> attachment);
+  Co<absl::Status> SendTo(std::shared_ptr<Attachment> attachment);
   // As read(2), into buffer_ unless that is for nobody.
   ssize_t ReadSome();
   // What has been read and not been sent.
@@ -75,6 +76,7 @@ class OutputStream : public std::enable_shared_from_this<OutputStream> {
   Notifier changed_;
   std::string buffer_;
   size_t sent_ = 0;  // of buffer_
+  bool sending_ = false;
   bool ended_ = false;
   bool end_sent_ = false;
   bool discard_ = false;

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <poll.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <boost/asio/executor_work_guard.hpp>
@@ -17,6 +18,8 @@
 #include "guest-agent/streaming/stream_registry.h"
 #include "guest-agent/testing/loop.h"
 #include "magnetar/mux.h"
+#include "src/common/ttrpc/frame.h"
+#include "wire/ttrpc.pb.h"
 #include "wire/wkt.pb.h"
 
 namespace magnetar::guest {
@@ -168,6 +171,51 @@ TEST_F(StreamingTest, ANewReaderReplacesTheOld) {
   pipe.write.reset();
   (*output)->SetSource(pipe.Nonblocking(std::move(pipe.read)));
   EXPECT_EQ(loop_.Run(ReadOutput(*now, 65536)).data, "new");
+}
+
+// As at a restart of containerd: of what the old one did not take, nothing is missing.
+TEST_F(StreamingTest, ANewReaderGetsWhatAStalledOneDidNotTake) {
+  const auto output = registry_.ClaimOutput("c-stdout");
+  ASSERT_TRUE(output.ok());
+  std::string text;
+  while (text.size() < 300000) absl::StrAppend(&text, text.size(), "\n");
+  Pipe pipe;
+  ASSERT_GE(::fcntl(pipe.write.get(), F_SETPIPE_SZ, 512 << 10), 0);
+  ASSERT_EQ(::write(pipe.write.get(), text.data(), text.size()), static_cast<ssize_t>(text.size()));
+  pipe.write.reset();
+
+  // It grants much, and reads nothing.
+  int pair[2];
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+  const UniqueFd stalled(pair[0]);
+  const int small = 1;
+  ASSERT_EQ(::setsockopt(pair[1], SOL_SOCKET, SO_SNDBUF, &small, sizeof(small)), 0);
+  asio::co_spawn(loop_.context, ttrpc::ServeConnection(UniqueFd(pair[1]), services_),
+                 asio::detached);
+  const auto send = [&stalled](ttrpc::FrameType type, const std::string& body) {
+    const auto header =
+        ttrpc::EncodeHeader({static_cast<uint32_t>(body.size()), 1, type, uint8_t{0}});
+    const std::string frame = std::string(header.data(), header.size()) + body;
+    ASSERT_EQ(::write(stalled.get(), frame.data(), frame.size()),
+              static_cast<ssize_t>(frame.size()));
+  };
+  ttrpc::Request request;
+  request.set_service("containerd.services.streaming.v1.Streaming");
+  request.set_method("Stream");
+  send(ttrpc::FrameType::kRequest, request.SerializeAsString());
+  send(ttrpc::FrameType::kData, StreamInitFrame("c-stdout"));
+  send(ttrpc::FrameType::kData, WindowUpdateFrame(1 << 20));
+  (*output)->SetSource(pipe.Nonblocking(std::move(pipe.read)));
+  // Only a frame that the socket cannot take keeps it from reading on.
+  loop_.Until([&] { return (*output)->attached(); });
+  loop_.Settle();
+
+  auto wire = Connect();
+  const auto now = Open(*wire, "c-stdout");
+  ASSERT_TRUE(now.ok());
+  const Frames rest = loop_.Run(ReadOutput(*now, 65536));
+  EXPECT_TRUE(rest.ended);
+  EXPECT_EQ(rest.data, text);
 }
 
 TEST_F(StreamingTest, DropsALateWindowUpdate) {

@@ -21,8 +21,8 @@ struct SpawnRequest {
 };
 
 // Starts it in a session of its own, with default signal handling, no
-// environment but the request's, and no other descriptor. Blocks until it has exec'ed. The caller
-// waits for the pid (see init/reaper.h).
+// environment but PATH and the request's, and no other descriptor. Blocks until it has exec'ed. The
+// caller waits for the pid (see init/reaper.h).
 absl::StatusOr<pid_t> Spawn(const SpawnRequest& request);
 
 }  // namespace magnetar::guest

@@ -26,15 +26,23 @@ absl::Status MakeRunDirectory(const std::string& path) {
 
 namespace {
 
-// Whether the lock is there within that time.
-bool LockWithin(std::chrono::milliseconds patience, const std::shared_ptr<UniqueFd>& fd) {
-  std::promise<bool> promise;
-  std::future<bool> locked = promise.get_future();
-  // flock knows no deadline. If it waits on, the caller gives up, and this process ends.
+// DEADLINE_EXCEEDED: someone else has it all the time.
+absl::Status LockWithin(std::chrono::milliseconds patience, const std::shared_ptr<UniqueFd>& fd) {
+  std::promise<int> promise;
+  std::future<int> error = promise.get_future();
+  // flock knows no deadline. If it waits on, the caller gives up, and its process ends.
   std::thread([fd, promise = std::move(promise)]() mutable {
-    promise.set_value(::flock(fd->get(), LOCK_EX) == 0);
+    int result;
+    do {
+      result = ::flock(fd->get(), LOCK_EX);
+    } while (result != 0 && errno == EINTR);
+    promise.set_value(result == 0 ? 0 : errno);
   }).detach();
-  return locked.wait_for(patience) == std::future_status::ready && locked.get();
+  if (error.wait_for(patience) != std::future_status::ready) {
+    return absl::DeadlineExceededError("locked by another process");
+  }
+  const int why = error.get();
+  return why == 0 ? absl::OkStatus() : ErrnoStatus(why, "lock");
 }
 
 }  // namespace
@@ -45,9 +53,11 @@ absl::StatusOr<UniqueFd> LockRunDirectory(const std::string& run_dir,
   if (!fd->ok()) return ErrnoStatus(errno, absl::StrCat("open ", run_dir));
   if (::flock(fd->get(), LOCK_EX | LOCK_NB) != 0) {
     if (errno != EWOULDBLOCK) return ErrnoStatus(errno, absl::StrCat("lock ", run_dir));
-    if (!LockWithin(patience, fd)) {
+    const absl::Status locked = LockWithin(patience, fd);
+    if (absl::IsDeadlineExceeded(locked)) {
       return absl::AlreadyExistsError(absl::StrCat("another daemon holds ", run_dir));
     }
+    if (!locked.ok()) return Annotate(locked, run_dir);
   }
   return std::move(*fd);
 }

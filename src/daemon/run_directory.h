@@ -17,7 +17,8 @@ absl::Status MakeRunDirectory(const std::string& path);
 inline constexpr std::chrono::milliseconds kLastBreath{5000};
 
 // Makes this process the only daemon of a run directory, for as long as the
-// result is held. ALREADY_EXISTS names the directory if another one keeps it for `patience`.
+// result is held. ALREADY_EXISTS names the directory if another one keeps it for `patience`: then
+// the caller's process should end, for it still waits for the lock.
 absl::StatusOr<UniqueFd> LockRunDirectory(const std::string& run_dir,
                                           std::chrono::milliseconds patience = kLastBreath);
 

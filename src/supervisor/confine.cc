@@ -85,7 +85,6 @@ constexpr int kAllowed[] = {
     SCMP_SYS(clock_gettime),
     SCMP_SYS(gettimeofday),
     // Its processes.
-    SCMP_SYS(pidfd_send_signal),
     SCMP_SYS(wait4),
     SCMP_SYS(waitid),
     SCMP_SYS(getpid),
@@ -125,11 +124,12 @@ absl::Status FilterSyscalls(bool vsock) {
   for (const int request : {FIONBIO, FIONREAD}) {
     check(allow(SCMP_SYS(ioctl), {SCMP_A1(SCMP_CMP_EQ, static_cast<scmp_datum_t>(request), 0)}));
   }
-  // With CAP_KILL they reach any process of the host: what a file server left behind is killed one
-  // by one, its own threads hear of an abort, and nobody else of anything.
+  // With CAP_KILL they reach any process of the host. Its processes, and one by one what they left
+  // behind, are killed; its own threads hear of an abort.
   constexpr scmp_datum_t kNegative = 0x80000000;
   check(allow(SCMP_SYS(kill),
               {SCMP_A0(SCMP_CMP_MASKED_EQ, kNegative, 0), SCMP_A1(SCMP_CMP_EQ, SIGKILL, 0)}));
+  check(allow(SCMP_SYS(pidfd_send_signal), {SCMP_A1(SCMP_CMP_EQ, SIGKILL, 0)}));
   check(allow(SCMP_SYS(tgkill), {SCMP_A0(SCMP_CMP_EQ, static_cast<scmp_datum_t>(::getpid()), 0)}));
   // Not SOCK_DGRAM: an end of such a pair can be connected to any other socket.
   constexpr scmp_datum_t kTypeMask = 0xf;

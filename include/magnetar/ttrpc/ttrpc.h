@@ -70,8 +70,9 @@ class Stream {
   virtual Co<absl::StatusOr<std::optional<std::string>>> Receive() = 0;
   // Completes when the message has been handed to the socket.
   virtual Co<absl::Status> Send(std::string message) = 0;
-  // The same for several at once, in one write as far as possible: `sent` of them were handed to
-  // the socket, all if the status is OK. Counts as one Send.
+  // The same for several at once, in one write as far as possible. The first `sent` of them have
+  // been handed to the socket, whatever the status says; if this side gave up the stream while the
+  // connection lives on, perhaps more. Counts as one Send.
   virtual Co<Sent> SendAll(std::vector<std::string> messages);
   // Ends this side with an empty Data frame, flags remote-closed|no-data.
   virtual Co<absl::Status> CloseSend() = 0;

@@ -31,15 +31,11 @@ ssize_t Channel::Read(void* buffer, size_t size) {
   return n;
 }
 
-ssize_t Channel::Write(std::span<const iovec> parts) {
-  msghdr message = {};
-  message.msg_iov = const_cast<iovec*>(parts.data());
-  message.msg_iovlen = parts.size();
+ssize_t Channel::Write(const void* buffer, size_t size) {
   ssize_t n;
   do {
-    n = is_socket_
-            ? ::sendmsg(descriptor_.native_handle(), &message, MSG_NOSIGNAL)
-            : ::writev(descriptor_.native_handle(), parts.data(), static_cast<int>(parts.size()));
+    n = is_socket_ ? ::send(descriptor_.native_handle(), buffer, size, MSG_NOSIGNAL)
+                   : ::write(descriptor_.native_handle(), buffer, size);
   } while (n < 0 && errno == EINTR);
   return n;
 }

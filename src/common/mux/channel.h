@@ -1,13 +1,11 @@
 #pragma once
 
 #include <sys/types.h>
-#include <sys/uio.h>
 
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/posix/stream_descriptor.hpp>
 #include <cstddef>
 #include <functional>
-#include <span>
 
 #include "magnetar/co.h"
 #include "magnetar/unique_fd.h"
@@ -24,8 +22,7 @@ class Channel {
   Channel(const asio::any_io_executor& executor, UniqueFd fd);
 
   ssize_t Read(void* buffer, size_t size);
-  // At most two parts.
-  ssize_t Write(std::span<const iovec> parts);
+  ssize_t Write(const void* buffer, size_t size);
 
   // At most one of each kind pending. A closed channel calls with an error, later.
   void WaitReadable(Waiter waiter);

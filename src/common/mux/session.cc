@@ -241,19 +241,31 @@ void Session::Flush() {
         WriteOut(/*all=*/true);
         break;
       }
-      output_.append(reinterpret_cast<const char*>(data), static_cast<size_t>(n));
-      if (output_.size() >= kWriteBytes && !WriteOut(/*all=*/false)) break;
-      if (ended_.has_value()) break;
+      if (!Gather(reinterpret_cast<const char*>(data), static_cast<size_t>(n))) break;
     }
   }
   flushing_ = false;
 }
 
+bool Session::Gather(const char* data, size_t size) {
+  while (output_.size() + size >= kWriteBytes) {
+    const size_t part = kWriteBytes - output_.size();
+    output_.append(data, part);
+    data += part;
+    size -= part;
+    if (WriteOut(/*all=*/false)) continue;
+    // Waits with the rest of this frame, and no more.
+    output_.append(data, size);
+    return false;
+  }
+  output_.append(data, size);
+  return true;
+}
+
 bool Session::WriteOut(bool all) {
   size_t written = 0;
   while (output_.size() - written >= (all ? 1 : kWriteBytes)) {
-    const iovec part = {output_.data() + written, output_.size() - written};
-    const ssize_t n = channel_->Write({&part, 1});
+    const ssize_t n = channel_->Write(output_.data() + written, output_.size() - written);
     if (n < 0) {
       if (errno != EAGAIN) {
         End(absl::UnavailableError(ErrnoStatus(errno, "write the channel").message()));
@@ -275,6 +287,8 @@ bool Session::WriteOut(bool all) {
     written += static_cast<size_t>(n);
   }
   output_.erase(0, written);
+  // Nor does a session keep what it once had to wait with.
+  if (output_.empty() && output_.capacity() > 2 * kWriteBytes) output_ = std::string();
   return true;
 }
 
@@ -358,8 +372,7 @@ void Session::OnData(int32_t id, const uint8_t* data, size_t size) {
   if (pump->near_gone) return;
   size_t written = 0;
   if (pump->unwritten.empty()) {
-    const iovec part = {const_cast<uint8_t*>(data), size};
-    const ssize_t n = pump->near.Write({&part, 1});
+    const ssize_t n = pump->near.Write(data, size);
     if (n >= 0) {
       written = static_cast<size_t>(n);
       nghttp2_session_consume_stream(session_, id, written);
@@ -383,8 +396,7 @@ void Session::WriteNear(int32_t id, const std::shared_ptr<Pump>& pump) {
         pump->waiting_writable = false;
         if (error || self->ended_.has_value()) return;
         const size_t left = pump->unwritten.size() - pump->unwritten_at;
-        const iovec part = {pump->unwritten.data() + pump->unwritten_at, left};
-        const ssize_t n = pump->near.Write({&part, 1});
+        const ssize_t n = pump->near.Write(pump->unwritten.data() + pump->unwritten_at, left);
         if (n < 0 && errno != EAGAIN) {
           pump->near_gone = true;
           pump->unwritten = std::string();

@@ -108,6 +108,24 @@ std::shared_ptr<Outgoing> Connection::Queue(uint32_t stream_id, FrameType type, 
   return frame;
 }
 
+std::vector<std::shared_ptr<Outgoing>> Connection::QueueData(uint32_t stream_id, uint8_t flags,
+                                                             std::vector<std::string> bodies) {
+  std::vector<std::shared_ptr<Outgoing>> frames;
+  frames.reserve(bodies.size());
+  for (std::string& body : bodies) {
+    const FrameHeader header{static_cast<uint32_t>(body.size()), stream_id, FrameType::kData,
+                             &body == &bodies.back() ? flags : uint8_t{0}};
+    frames.push_back(std::make_shared<Outgoing>(header, std::move(body)));
+    if (closed()) {
+      Finish(*frames.back(), reason());
+    } else {
+      queue_.push_back(frames.back());
+    }
+  }
+  if (writing_.empty() && !queue_.empty()) StartWrite();
+  return frames;
+}
+
 void Connection::QueueRefusal(uint32_t stream_id, std::string body) {
   const FrameHeader header{static_cast<uint32_t>(body.size()), stream_id, FrameType::kResponse, 0};
   auto frame = std::make_shared<Outgoing>(header, std::move(body));
@@ -141,17 +159,16 @@ Co<absl::Status> Connection::Written(std::vector<std::shared_ptr<Outgoing>> fram
       }
     }
   } guard{*this, frames};
-  if (frames.empty()) co_return absl::OkStatus();
-  // Frames of one queue are done with in its order.
-  Outgoing& last = *frames.back();
-  while (last.state_ != Outgoing::State::kDone) {
-    if (!last.done_.has_value()) last.done_.emplace(executor_);
-    auto done = last.done_->Wait();
-    co_await std::move(done);
-    const auto cancellation = co_await asio::this_coro::cancellation_state;
-    if (Cancelled(cancellation)) co_return absl::CancelledError("send was cancelled");
+  for (const auto& frame : frames) {
+    while (frame->state_ != Outgoing::State::kDone) {
+      if (!frame->done_.has_value()) frame->done_.emplace(executor_);
+      auto done = frame->done_->Wait();
+      co_await std::move(done);
+      const auto cancellation = co_await asio::this_coro::cancellation_state;
+      if (Cancelled(cancellation)) co_return absl::CancelledError("send was cancelled");
+    }
   }
-  co_return last.result_;
+  co_return frames.empty() ? absl::OkStatus() : frames.back()->result_;
 }
 
 void Connection::Withdraw(Outgoing& frame, const absl::Status& reason) {
@@ -166,6 +183,8 @@ void Connection::Withdraw(Outgoing& frame, const absl::Status& reason) {
       return;
     }
   }
+  // What the socket took of it is known in a moment.
+  if (closed()) return;
   // The socket still needs the bytes; only the waiter goes.
   Finish(frame, reason);
 }
@@ -183,17 +202,22 @@ void Connection::StartWrite() {
     writing_.push_back(std::move(frame));
   }
   asio::async_write(socket_, buffers,
-                    [self = shared_from_this()](const boost::system::error_code& error, size_t) {
-                      self->FinishWrite(error);
+                    [self = shared_from_this()](const boost::system::error_code& error, size_t n) {
+                      self->FinishWrite(error, n);
                     });
 }
 
-void Connection::FinishWrite(const boost::system::error_code& error) {
+void Connection::FinishWrite(const boost::system::error_code& error, size_t bytes) {
   const std::vector<std::shared_ptr<Outgoing>> written = std::exchange(writing_, {});
   if (error && !closed()) {
     Close(absl::UnavailableError(absl::StrCat("connection broke: ", error.message())));
   }
-  for (const auto& frame : written) Finish(*frame, reason());
+  for (const auto& frame : written) {
+    const size_t size = frame->header_.size() + frame->body_.size();
+    if (bytes >= size) frame->written_ = true;
+    bytes -= std::min(bytes, size);
+    Finish(*frame, reason());
+  }
   if (!queue_.empty() && !closed()) StartWrite();
 }
 

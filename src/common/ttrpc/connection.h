@@ -30,8 +30,8 @@ class Outgoing {
   Outgoing(FrameHeader header, std::string body)
       : header_(EncodeHeader(header)), body_(std::move(body)) {}
 
-  // Whether the socket has taken it.
-  bool written() const { return state_ == State::kDone && result_.ok(); }
+  // Whether the socket has taken all of it. Of one that was withdrawn nobody knows.
+  bool written() const { return written_; }
 
  private:
   friend class Connection;
@@ -42,6 +42,7 @@ class Outgoing {
   std::array<char, kHeaderBytes> header_;
   std::string body_;
   State state_ = State::kQueued;
+  bool written_ = false;
   bool refusal_ = false;
   absl::Status result_;
   std::optional<Event> done_;  // there only if someone waits
@@ -63,12 +64,17 @@ class Connection : public std::enable_shared_from_this<Connection> {
   // what it queues by other means.
   std::shared_ptr<Outgoing> Queue(uint32_t stream_id, FrameType type, uint8_t flags,
                                   std::string body);
+  // The same for several data frames, which one write takes as far as possible; `flags` of the
+  // last.
+  std::vector<std::shared_ptr<Outgoing>> QueueData(uint32_t stream_id, uint8_t flags,
+                                                   std::vector<std::string> bodies);
   // For answers that the reader itself gives: with too many of them unwritten,
   // reading pauses.
   void QueueRefusal(uint32_t stream_id, std::string body);
 
-  // Completes when the frames, queued one after the other, have been handed to the socket, were
-  // withdrawn, or the connection is gone. A caller that is cancelled meanwhile withdraws them.
+  // Completes when each of the frames has been handed to the socket, was withdrawn, or is lost with
+  // the connection; with the status of the last. A caller that is cancelled meanwhile withdraws
+  // them.
   Co<absl::Status> Written(std::vector<std::shared_ptr<Outgoing>> frames);
   Co<absl::Status> Written(std::shared_ptr<Outgoing> frame);
 
@@ -90,7 +96,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   absl::StatusOr<ReadResult> ReadSome(const Sink& sink);
   void Append(std::shared_ptr<Outgoing> frame);
   void StartWrite();
-  void FinishWrite(const boost::system::error_code& error);
+  void FinishWrite(const boost::system::error_code& error, size_t bytes);
   void Finish(Outgoing& frame, const absl::Status& result);
 
   const asio::any_io_executor executor_;

@@ -89,13 +89,8 @@ Co<Stream::Sent> StreamState::SendFrames(uint8_t flags, std::vector<std::string>
     StreamState& stream;
     ~Guard() { stream.sending_.clear(); }
   } guard{*this};
-  for (std::string& body : bodies) {
-    const bool last = &body == &bodies.back();
-    sending_.push_back(
-        connection_->Queue(id_, FrameType::kData, last ? flags : 0, std::move(body)));
-  }
+  sending_ = connection_->QueueData(id_, flags, std::move(bodies));
   Sent result;
-  // The last one is written last, or withdrawn like all that are not.
   auto written = connection_->Written(sending_);
   result.status = co_await std::move(written);
   for (const auto& frame : sending_) result.sent += frame->written() ? 1 : 0;

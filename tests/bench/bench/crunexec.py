@@ -1,4 +1,4 @@
-"""`crun exec` by hand, in the same guest without Magnetar: the yardstick of an exec."""
+"""`crun exec` by hand, in the same guest without Magnetar and with the process that CRI makes: the yardstick of an exec."""
 
 import json
 import pathlib
@@ -6,7 +6,7 @@ import pathlib
 from . import guestbox
 
 SCRIPT = """
-export PATH=/bin
+export PATH=/bin _LIBCONTAINER_CLONED_BINARY=1
 /bin/busybox --install -s /bin
 mount -t devtmpfs none /dev; mount -t proc none /proc; mount -t sysfs none /sys
 exec > /dev/ttyS0 2>&1 < /dev/null
@@ -18,21 +18,24 @@ mkdir -p /sysroot/run/b/rootfs/bin /sysroot/run/b/rootfs/proc /sysroot/run/b/roo
 cp /bin/busybox /sysroot/run/b/rootfs/bin/; ln -s busybox /sysroot/run/b/rootfs/bin/true
 cp /config.json /sysroot/run/b/
 chroot /sysroot /usr/bin/crun --root /run/crun run -d --bundle /run/b box || echo crun-failed
-chroot /sysroot /usr/bin/crun --root /run/crun exec box /bin/true || echo exec-failed
+chroot /sysroot /usr/bin/crun --root /run/crun exec box true || echo exec-failed
 n=0
 echo exec-begin
-while [ $n -lt %d ]; do n=$((n + 1)); chroot /sysroot /usr/bin/crun --root /run/crun exec box /bin/true; echo "exec-done-$n."; done
+while [ $n -lt %d ]; do n=$((n + 1)); chroot /sysroot /usr/bin/crun --root /run/crun exec box true; echo "exec-done-$n."; done
 reboot -f
 """
 
+CAPABILITIES = [f"CAP_{name}" for name in ("CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP",
+                                           "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE")]
 CONFIG = {
     "ociVersion": "1.0.0",
-    "process": {"args": ["/bin/busybox", "sleep", "1000"], "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0},
-                "capabilities": {name: ["CAP_KILL"] for name in ("bounding", "effective", "permitted")}},
+    "process": {"args": ["/bin/busybox", "sleep", "1000"], "cwd": "/", "user": {"uid": 0, "gid": 0},
+                "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOSTNAME=box"],
+                "capabilities": {name: CAPABILITIES for name in ("bounding", "effective", "permitted")}, "oomScoreAdj": 0},
     "root": {"path": "rootfs"},
     "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"},
                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]}],
-    "linux": {"cgroupsPath": "/box", "namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts", "cgroup")]},
+    "linux": {"cgroupsPath": "/pod/box", "namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts", "network", "cgroup")]},
 }
 
 
