@@ -81,10 +81,11 @@ TestVm::TestVm(const std::string& guest, std::string extra_command_line) {
       ::listen(listener.get(), 1) != 0) {
     Die("listen for virtiofs");
   }
-  virtiofsd_ = Launch(
-      {"/usr/lib/qemu/virtiofsd", absl::StrCat("--fd=", listener.get()), "-o",
-       absl::StrCat("source=", shared_, ",cache=auto,xattr,announce_submounts,log_level=warn")},
-      {listener.get()}, absl::StrCat(directory_, "/virtiofsd.log"));
+  virtiofsd_ =
+      Launch({"/usr/lib/qemu/virtiofsd", absl::StrCat("--fd=", listener.get()), "-o",
+              absl::StrCat("source=", shared_,
+                           ",cache=always,timeout=1,xattr,announce_submounts,log_level=warn")},
+             {listener.get()}, absl::StrCat(directory_, "/virtiofsd.log"));
 
   const std::string disk = absl::StrCat(directory_, "/disk.ext4");
   MakeBusyboxRoot(absl::StrCat(directory_, "/disk"));

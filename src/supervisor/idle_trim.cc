@@ -1,24 +1,31 @@
 #include "src/supervisor/idle_trim.h"
 
+#include <link.h>
 #include <malloc.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <cstdint>
 
-// Of the linker (end(3)).
-extern "C" const char __executable_start;
-extern "C" const char etext;
-
 namespace magnetar::supervisor {
 namespace {
 
+// What of the program cannot be written, and is as it is in its file.
+int DropReadOnly(dl_phdr_info* program, size_t, void*) {
+  const auto page = static_cast<uintptr_t>(::getpagesize());
+  for (int i = 0; i < program->dlpi_phnum; ++i) {
+    const ElfW(Phdr)& segment = program->dlpi_phdr[i];
+    if (segment.p_type != PT_LOAD || (segment.p_flags & PF_W) != 0) continue;
+    const uintptr_t begin = (program->dlpi_addr + segment.p_vaddr) & ~(page - 1);
+    const uintptr_t end = program->dlpi_addr + segment.p_vaddr + segment.p_memsz;
+    ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  }
+  return 1;  // the program itself comes first, and is static
+}
+
 void Trim() {
   ::malloc_trim(0);
-  const auto page = static_cast<uintptr_t>(::getpagesize());
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(&__executable_start) & ~(page - 1);
-  const uintptr_t end = reinterpret_cast<uintptr_t>(&etext) & ~(page - 1);
-  ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  ::dl_iterate_phdr(DropReadOnly, nullptr);
 }
 
 }  // namespace

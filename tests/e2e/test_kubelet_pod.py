@@ -96,6 +96,22 @@ def test_mounts_reach_both_ways(kubelet_pod, volumes):
     assert (volumes / "termination-log").read_text() == "done\nmore\n"
 
 
+def test_what_changes_on_the_host_is_seen(kubelet_pod, volumes):
+    """Within the second for which the guest believes what it knows; the same size, and a listing that it has made before."""
+    data = volumes / "data"
+    (data / "changing").write_text("one\n")
+    (data / "going").touch()
+    assert kubelet_pod.output("cat", "/data/changing") == "one\n"
+    assert "going" in kubelet_pod.output("ls", "/data").split()
+    (data / "changing").write_text("two\n")
+    (data / "going").unlink()
+    (data / "coming").touch()
+    wait_until(lambda: kubelet_pod.output("cat", "/data/changing") == "two\n", 5, "the guest sees the old contents")
+    wait_until(lambda: {"coming", "going"} & set(kubelet_pod.output("ls", "/data").split()) == {"coming"}, 5, "the guest lists the old files")
+    (data / "changing").unlink()
+    (data / "coming").unlink()
+
+
 def test_files_of_a_volume_keep_owner_mode_and_kind(pod, volumes):
     container = pod.shell(mounts=[mount(volumes / "data", "/data")])
     container.output("sh", "-c", """set -e; cd /data; echo x > f; chmod 4750 f; chown 12:34 f; ln f hard; ln -s f soft; mkfifo p

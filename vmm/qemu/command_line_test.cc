@@ -128,7 +128,7 @@ TEST(Virtiofsd, SpeaksToEitherProgram) {
   const auto legacy = VirtiofsdProcess("/usr/lib/qemu/virtiofsd", "/run/s/shared", 33);
   EXPECT_THAT(legacy.argv(),
               ElementsAre("/usr/lib/qemu/virtiofsd", "--fd=10", "--rlimit-nofile=0", "-o",
-                          "source=/run/s/shared,cache=auto,xattr,announce_submounts,"
+                          "source=/run/s/shared,cache=always,timeout=1,xattr,announce_submounts,"
                           "sandbox=namespace,log_level=warn"));
   EXPECT_EQ(legacy.descriptors(0).source(), 33);
   EXPECT_EQ(legacy.descriptors(0).target(), 10);

@@ -29,9 +29,12 @@ supervisor::v1::Process VirtiofsdProcess(const std::string& program, const std::
   if (IsLegacy(program)) {
     process.add_argv("--rlimit-nofile=0");
     process.add_argv("-o");
+    // With `auto` every open, so every start of a program, reads the file anew. With this the guest
+    // asks for attributes once a second, and drops what it has of a file whose time or size
+    // changed.
     process.add_argv(absl::StrCat("source=", directory,
-                                  ",cache=auto,xattr,announce_submounts,sandbox=namespace,"
-                                  "log_level=warn"));
+                                  ",cache=always,timeout=1,xattr,announce_submounts,"
+                                  "sandbox=namespace,log_level=warn"));
   } else {
     process.add_argv("--rlimit-nofile=0");
     process.add_argv(absl::StrCat("--shared-dir=", directory));
