@@ -24,9 +24,8 @@ constexpr size_t kMaxReasonBytes = 16 << 10;
 constexpr size_t kMaxLogBytes = 1 << 20;
 
 // Tells crun that its program is beyond a container's reach, which it is on a file system that
-// cannot be written (crun asks for that too, src/libcrun/cloned_binary.c of 1.8.1). Otherwise it
-// makes a read-only mount of itself and starts anew from that, each time it is called: half its
-// time.
+// cannot be written (crun asks for that too, src/libcrun/cloned_binary.c). Otherwise it makes a
+// read-only mount of itself, and starts anew from that, each time it is called.
 constexpr char kProtected[] = "_LIBCONTAINER_CLONED_BINARY=1";
 
 absl::Status FailureStatus(const std::string& verb, const Exit& exit, const std::string& reason) {

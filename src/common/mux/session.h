@@ -80,11 +80,9 @@ class Session : public std::enable_shared_from_this<Session> {
   Co<absl::Status> ReadLoop();
   absl::Status ReadSome(bool& drained);
   void End(absl::Status status);
-  // Adds to output_, and writes what makes up whole writes. False if the channel takes no more for
-  // now, or is gone.
+  // Adds to output_, and writes what makes up whole writes. False if the channel is full or gone.
   bool Gather(const char* data, size_t size);
-  // Writes output_, of less than a whole write only if `all`. False if the channel takes no more
-  // for now.
+  // Writes output_, of less than a whole write only if `all`. False if the channel is full or gone.
   bool WriteOut(bool all);
 
   ssize_t ReadNear(int32_t id, uint8_t* buffer, size_t size, uint32_t* flags);
