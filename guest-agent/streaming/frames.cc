@@ -1,10 +1,5 @@
 #include "guest-agent/streaming/frames.h"
 
-#include <google/protobuf/io/coded_stream.h>
-
-#include <algorithm>
-#include <array>
-
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "containerd/streaming.pb.h"
@@ -82,36 +77,10 @@ absl::StatusOr<std::string> ParseData(const std::string& message) {
   return std::move(*data->mutable_data());
 }
 
-// What Pack() would give for a Data message, without its copies of the data.
 std::string DataFrame(absl::string_view data) {
-  using google::protobuf::io::CodedOutputStream;
-  const auto size = static_cast<uint32_t>(data.size());
-  const uint32_t type_size = static_cast<uint32_t>(kData.size());
-  // Protobuf leaves out an empty field.
-  const uint32_t value_size =
-      size == 0 ? 0 : 1 + static_cast<uint32_t>(CodedOutputStream::VarintSize32(size)) + size;
-  std::array<uint8_t, 128> head;
-  static_assert(kData.size() < 100);
-  uint8_t* at = head.data();
-  const auto tag = [&at](int field) {
-    constexpr uint32_t kLengthDelimited = 2;  // the wire type
-    at = CodedOutputStream::WriteTagToArray(static_cast<uint32_t>(field) << 3 | kLengthDelimited,
-                                            at);
-  };
-  tag(wire::Any::kTypeUrlFieldNumber);
-  at = CodedOutputStream::WriteVarint32ToArray(type_size, at);
-  at = std::copy(kData.begin(), kData.end(), at);
-  if (value_size != 0) {
-    tag(wire::Any::kValueFieldNumber);
-    at = CodedOutputStream::WriteVarint32ToArray(value_size, at);
-    tag(containerd::types::transfer::Data::kDataFieldNumber);
-    at = CodedOutputStream::WriteVarint32ToArray(size, at);
-  }
-  std::string frame;
-  frame.reserve(static_cast<size_t>(at - head.data()) + data.size());
-  frame.append(head.data(), at);
-  frame.append(data.data(), data.size());
-  return frame;
+  containerd::types::transfer::Data message;
+  message.set_data(data.data(), data.size());
+  return Pack(message, kData);
 }
 
 }  // namespace magnetar::guest

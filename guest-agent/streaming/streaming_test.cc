@@ -12,7 +12,6 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
-#include "containerd/transfer.pb.h"
 #include "guest-agent/streaming/frames.h"
 #include "guest-agent/streaming/stream_id.h"
 #include "guest-agent/streaming/stream_registry.h"
@@ -20,7 +19,6 @@
 #include "magnetar/mux.h"
 #include "src/common/ttrpc/frame.h"
 #include "wire/ttrpc.pb.h"
-#include "wire/wkt.pb.h"
 
 namespace magnetar::guest {
 namespace {
@@ -87,20 +85,6 @@ TEST(StreamId, RefusesTheRest) {
     EXPECT_EQ(StreamIdOfUri(uri, StdioKind::kStdout).status().code(),
               absl::StatusCode::kInvalidArgument)
         << uri;
-  }
-}
-
-// Data is encoded by hand, and must be what protobuf makes of it.
-TEST(StdioFrames, DataAsProtobufWritesIt) {
-  for (const size_t size : {0, 1, 110, 127, 128, 16000, 16384, 32768, 3000000}) {
-    const std::string data(size, 'd');
-    containerd::types::transfer::Data message;
-    message.set_data(data);
-    wire::Any any;
-    any.set_type_url("containerd.types.transfer.Data");
-    any.set_value(message.SerializeAsString());
-    EXPECT_EQ(DataFrame(data), any.SerializeAsString()) << size;
-    EXPECT_EQ(ParseData(DataFrame(data)).value_or("?"), data);
   }
 }
 
