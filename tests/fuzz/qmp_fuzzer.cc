@@ -83,8 +83,17 @@ void Run(uint8_t how, std::string_view bytes) {
   if (Lines(bytes, bytes.size()) != Lines(bytes, how % 31 + 1)) std::abort();
 
   std::optional<absl::StatusOr<std::shared_ptr<QmpClient>>> connected;
+  bool closed = false;
+  QmpClient::Handlers handlers;
+  handlers.event = [](const std::string&, const nlohmann::json& event) {
+    (void)StringAt(event, "device");
+  };
+  handlers.closed = [&closed] {
+    if (closed) std::abort();
+    closed = true;
+  };
   asio::co_spawn(
-      io, QmpClient::Connect(socket.path(), std::chrono::hours(1)),
+      io, QmpClient::Connect(socket.path(), std::chrono::hours(1), std::move(handlers)),
       [&connected](const std::exception_ptr&, absl::StatusOr<std::shared_ptr<QmpClient>> result) {
         connected = std::move(result);
       });
@@ -97,13 +106,8 @@ void Run(uint8_t how, std::string_view bytes) {
     if (!connected.has_value() || !connected->ok()) std::abort();
   }
   int pending = 0;
-  bool closed = true;
   if (connected.has_value() && connected->ok()) {
     const std::shared_ptr<QmpClient>& client = **connected;
-    client->OnEvent(
-        [](const std::string&, const nlohmann::json& event) { (void)StringAt(event, "device"); });
-    closed = false;
-    client->OnClosed([&closed] { closed = true; });
     pending = 2;
     for (int i = 0; i < 2; ++i) asio::co_spawn(io, Ask(client, &pending), asio::detached);
     fuzz::Settle(io);
@@ -111,7 +115,7 @@ void Run(uint8_t how, std::string_view bytes) {
   Feed(io, peer, bytes);
   peer.reset();
   fuzz::Settle(io);
-  if (!connected.has_value() || pending != 0 || !closed) std::abort();
+  if (!connected.has_value() || pending != 0 || (connected->ok() && !closed)) std::abort();
 }
 
 }  // namespace

@@ -1,0 +1,27 @@
+// Stands in for libFuzzer: runs each file of the folders named as arguments through the fuzzer
+// once.
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
+
+int main(int argc, char** argv) {
+  int count = 0;
+  for (int i = 1; i < argc; ++i) {
+    for (const auto& entry : std::filesystem::directory_iterator(argv[i])) {
+      std::ifstream file(entry.path(), std::ios::binary);
+      const std::string input(std::istreambuf_iterator<char>(file), {});
+      // Said before, for if it crashes.
+      std::printf("%s: %zu bytes\n", entry.path().c_str(), input.size());
+      std::fflush(stdout);
+      LLVMFuzzerTestOneInput(reinterpret_cast<const uint8_t*>(input.data()), input.size());
+      ++count;
+    }
+  }
+  std::printf("%d seeds\n", count);
+  return count > 0 ? 0 : 1;
+}
