@@ -1,7 +1,14 @@
-"""`crun exec` by hand, in the same guest without Magnetar and with the process that CRI makes: the yardstick of an exec."""
+"""`crun exec` by hand, the yardstick of an exec: in the same guest without Magnetar, with the process that CRI makes, in a
+container whose root file system comes as a pod's does."""
 
+import io
 import json
 import pathlib
+import tarfile
+import tempfile
+
+import harness  # noqa: F401  finds the stack
+from stack import images
 
 from . import guestbox
 
@@ -14,8 +21,9 @@ while read -r module; do insmod "/${module#/}"; done < /etc/magnetar/modules.boo
 mount -t erofs -o ro /dev/vda /sysroot || echo no-root
 mount -t proc none /sysroot/proc; mount -t sysfs none /sysroot/sys; mount -t cgroup2 none /sysroot/sys/fs/cgroup
 mount -t devtmpfs none /sysroot/dev; mount -t tmpfs none /sysroot/run; mount -t tmpfs none /sysroot/tmp
-mkdir -p /sysroot/run/b/rootfs/bin /sysroot/run/b/rootfs/proc /sysroot/run/b/rootfs/dev
-cp /bin/busybox /sysroot/run/b/rootfs/bin/; ln -s busybox /sysroot/run/b/rootfs/bin/true
+while read -r module; do insmod "/sysroot/${module#/}"; done < /sysroot/etc/magnetar/modules
+mkdir -p /sysroot/run/b /sysroot/run/shared
+mount -t virtiofs shared /sysroot/run/shared || echo no-shared
 cp /config.json /sysroot/run/b/
 chroot /sysroot /usr/bin/crun --root /run/crun run -d --bundle /run/b box || echo crun-failed
 chroot /sysroot /usr/bin/crun --root /run/crun exec box true || echo exec-failed
@@ -32,7 +40,7 @@ CONFIG = {
     "process": {"args": ["/bin/busybox", "sleep", "1000"], "cwd": "/", "user": {"uid": 0, "gid": 0},
                 "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOSTNAME=box"],
                 "capabilities": {name: CAPABILITIES for name in ("bounding", "effective", "permitted")}, "oomScoreAdj": 0},
-    "root": {"path": "rootfs"},
+    "root": {"path": "/run/shared/rootfs"},
     "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"},
                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]}],
     "linux": {"cgroupsPath": "/pod/box", "namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts", "network", "cgroup")]},
@@ -45,7 +53,10 @@ def measure(guest, count):
     added = guestbox.overlay(SCRIPT % count, [("config.json", 0o100644, json.dumps(CONFIG).encode()), ("sys", 0o40755, b""),
                                               ("proc", 0o40755, b""), ("sysroot", 0o40755, b"")])
     initrd = (guest / "initrd.img").read_bytes()
-    with guestbox.Box(guest / "vmlinux", initrd + b"\0" * (-len(initrd) % 512) + added, guest / "root.erofs") as box:
+    initrd += b"\0" * (-len(initrd) % 512) + added
+    with tempfile.TemporaryDirectory() as shared, guestbox.Box(guest / "vmlinux", initrd, guest / "root.erofs", shared) as box:
+        with tarfile.open(fileobj=io.BytesIO(images.busybox_layer())) as layer:
+            layer.extractall(f"{shared}/rootfs")
         last = box.wait_for("exec-begin")
         samples = []
         for number in range(1, count + 1):

@@ -4,6 +4,7 @@ import io
 import os
 import pathlib
 import select
+import socket
 import subprocess
 import tempfile
 import time
@@ -14,6 +15,7 @@ from stack import images
 COMMAND_LINE = ("console=ttyS0 quiet reboot=t panic=-1 tsc=reliable no_timer_check mitigations=off nokaslr norandmaps cryptomgr.notests "
                 "random.trust_cpu=on rcupdate.rcu_expedited=1 8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd")
 LIMIT = 120
+VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
 
 
 def cpio(entries):
@@ -38,7 +40,8 @@ def overlay(script, files=()):
 class Box:
     """A QEMU whose console is read line by line, each line with the time at which it came."""
 
-    def __init__(self, kernel, initrd, image=None):
+    def __init__(self, kernel, initrd, image=None, shared=None):
+        """`image`: the disk vda. `shared`: a folder, given by virtiofs as the tag "shared"."""
         self._initrd = tempfile.NamedTemporaryFile()
         self._initrd.write(initrd)
         self._initrd.flush()
@@ -47,9 +50,24 @@ class Box:
                    "-kernel", str(kernel), "-initrd", self._initrd.name, "-append", COMMAND_LINE, "-serial", "stdio"]
         if image:
             command += ["-drive", f"file={image},if=none,id=root,format=raw,readonly=on", "-device", "virtio-blk-pci,drive=root"]
+        self._sharing = self._share(shared, command) if shared else None
         self.started = time.monotonic()
         self._qemu = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
         self._seen = b""
+
+    def _share(self, folder, command):
+        """Starts a file server as a pod has it, and gives its folder to the guest."""
+        listener = socket.socket(socket.AF_UNIX)
+        self._runtime = tempfile.TemporaryDirectory()
+        path = f"{self._runtime.name}/shared.sock"
+        listener.bind(path)
+        listener.listen()
+        command += ["-object", "memory-backend-memfd,id=ram,size=512M,share=on", "-machine", "memory-backend=ram",
+                    "-chardev", f"socket,id=shared,path={path}", "-device", "vhost-user-fs-pci,chardev=shared,tag=shared"]
+        with listener:
+            return subprocess.Popen([VIRTIOFSD, f"--fd={listener.fileno()}", "-o",
+                                     f"source={folder},cache=always,timeout=1,xattr,announce_submounts,log_level=warn"],
+                                    pass_fds=[listener.fileno()])
 
     def wait_for(self, mark):
         """The time at which the line `mark` came."""
@@ -67,6 +85,10 @@ class Box:
         return self
 
     def __exit__(self, *_):
+        if self._sharing:
+            self._sharing.kill()
+            self._sharing.wait()
+            self._runtime.cleanup()
         self._qemu.kill()
         self._qemu.wait()
         self._qemu.stdout.close()
