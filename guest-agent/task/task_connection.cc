@@ -19,6 +19,10 @@ namespace {
 // Frames that cross the end of a stream arrive within this.
 constexpr auto kLinger = std::chrono::milliseconds(50);
 
+// containerd has one connection for all of a container, on which a Wait of every exec is pending:
+// however many there are, a State or a Kill must get through.
+constexpr ttrpc::Limits kLimits = {.max_streams = 1 << 16};
+
 }  // namespace
 
 struct TaskConnections::Connection {
@@ -45,7 +49,7 @@ Co<void> TaskConnections::Run(TaskConnections* self, std::shared_ptr<Connection>
   };
   auto services =
       MakeTaskServices(self->tasks_, self->streams_, connection->id, std::move(stream_ended));
-  auto serve = ttrpc::ServeConnection(std::move(socket), std::move(services));
+  auto serve = ttrpc::ServeConnection(std::move(socket), std::move(services), kLimits);
   auto slot = asio::bind_cancellation_slot(connection->cancel.slot(), asio::use_awaitable);
   auto served = asio::co_spawn(connection->executor, std::move(serve), std::move(slot));
   const absl::Status status = co_await std::move(served);

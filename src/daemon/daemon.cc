@@ -191,6 +191,20 @@ Co<absl::Status> ComeUp(Daemon* daemon) {
   co_return absl::OkStatus();
 }
 
+// Tells the service manager that operations go on: one that waits for this gets its turn on the
+// strand. Without a watchdog there is nobody to tell.
+Co<void> FeedWatchdog(Daemon* daemon) {
+  uint64_t limit_us = 0;
+  if (::sd_watchdog_enabled(0, &limit_us) <= 0) co_return;
+  asio::steady_timer timer(daemon->strand);
+  while (true) {
+    ::sd_notify(0, "WATCHDOG=1");
+    timer.expires_after(std::chrono::microseconds(limit_us / 3));
+    auto wait = timer.async_wait(asio::as_tuple(asio::use_awaitable));
+    co_await std::move(wait);
+  }
+}
+
 absl::Status FromException(const std::exception_ptr& error) {
   try {
     std::rethrow_exception(error);
@@ -206,6 +220,7 @@ absl::Status FromException(const std::exception_ptr& error) {
 Co<absl::Status> Run(Daemon* daemon) {
   auto failure = std::make_shared<absl::Status>();
   asio::co_spawn(daemon->strand, WatchSignals(daemon), asio::detached);
+  asio::co_spawn(daemon->strand, FeedWatchdog(daemon), asio::detached);
   asio::co_spawn(
       daemon->strand, ComeUp(daemon),
       asio::bind_executor(daemon->strand, [daemon, failure](const std::exception_ptr& error,

@@ -18,7 +18,7 @@ namespace {
 
 class MuxLink : public GuestLink {
  public:
-  MuxLink(std::shared_ptr<mux::Host> host) : host_(std::move(host)) {}
+  explicit MuxLink(std::shared_ptr<mux::Host> host) : host_(std::move(host)) {}
 
   static Co<void> Run(std::shared_ptr<mux::Host> host, Log log) {
     auto run = host->Run();

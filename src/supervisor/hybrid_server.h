@@ -11,8 +11,14 @@
 
 namespace magnetar::supervisor {
 
-// Connections at once on vm.vsock. More wait in the socket's backlog.
-inline constexpr int kMaxConnections = 1024;
+struct HybridLimits {
+  // Connections at once on vm.vsock. More wait in the socket's backlog.
+  int connections = 1024;
+  // Of those, how many may lead to other ports than the agent's and its heartbeat's. More are
+  // refused: a guest is killed that answers no heartbeat, and one that cannot be asked must not
+  // look like it.
+  int others = 960;
+};
 
 // What the servers share; outlives them.
 struct GuestAccess {
@@ -27,6 +33,6 @@ struct GuestAccess {
 // Serves `vm.vsock` in the hybrid protocol until the listener is closed: each
 // connection names a port, gets "OK <port>\n" once the guest has accepted, and is relayed. A
 // refusal closes it at once. An error if the listener breaks.
-Co<absl::Status> ServeHybrid(AsyncFd& listener, GuestAccess access);
+Co<absl::Status> ServeHybrid(AsyncFd& listener, GuestAccess access, HybridLimits limits = {});
 
 }  // namespace magnetar::supervisor

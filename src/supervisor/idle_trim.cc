@@ -18,6 +18,7 @@ int DropReadOnly(dl_phdr_info* program, size_t, void*) {
     if (segment.p_type != PT_LOAD || (segment.p_flags & PF_W) != 0) continue;
     const uintptr_t begin = (program->dlpi_addr + segment.p_vaddr) & ~(page - 1);
     const uintptr_t end = program->dlpi_addr + segment.p_vaddr + segment.p_memsz;
+    // NOLINTNEXTLINE(performance-no-int-to-ptr): the loader tells addresses as numbers.
     ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
   }
   return 1;  // the program itself comes first, and is static

@@ -7,7 +7,9 @@
 #include <boost/asio/detached.hpp>
 #include <deque>
 
+#include "absl/strings/str_cat.h"
 #include "magnetar/event.h"
+#include "magnetar/ports.h"
 #include "src/supervisor/accept_loop.h"
 #include "src/supervisor/async_test_util.h"
 #include "src/supervisor/attempt.h"
@@ -168,20 +170,22 @@ class FakeLink : public GuestLink {
 class HybridServerTest : public testing::Test {
  protected:
   HybridServerTest() {
-    asio::co_spawn(context_,
-                   ServeHybrid(listener_.fd, {.link = link_,
-                                              .ready = &ready_,
-                                              .ready_or_ending = &ready_or_ending_,
-                                              .trim = &trim_}),
-                   [](std::exception_ptr, const absl::Status&) {});
+    asio::co_spawn(
+        context_,
+        ServeHybrid(
+            listener_.fd,
+            {.link = link_, .ready = &ready_, .ready_or_ending = &ready_or_ending_, .trim = &trim_},
+            {.connections = 10, .others = 2}),
+        [](std::exception_ptr, const absl::Status&) {});
   }
   void Knock() {
     ready_.Open();
     ready_or_ending_.Open();
   }
-  UniqueFd Ask() {
+  UniqueFd Ask(uint32_t port = 7) {
     UniqueFd client = listener_.Connect();
-    EXPECT_EQ(::send(client.get(), "CONNECT 7\n", 10, 0), 10);
+    const std::string line = absl::StrCat("CONNECT ", port, "\n");
+    EXPECT_EQ(::send(client.get(), line.data(), line.size(), 0), static_cast<ssize_t>(line.size()));
     return client;
   }
   // What the client gets, until `done` of it.
@@ -225,6 +229,21 @@ TEST_F(HybridServerTest, AClientThatLeavesIsNotConnected) {
   RunUntil(context_, [this] { return link_->connecting == 1; });
   client.reset();
   RunUntil(context_, [this] { return link_->connecting == 0; });
+}
+
+// However many execs there are, the guest can be asked whether it lives.
+TEST_F(HybridServerTest, TheDaemonsPortsHaveRoomOfTheirOwn) {
+  Knock();
+  const UniqueFd first = Ask();
+  UniqueFd second = Ask();
+  RunUntil(context_, [this] { return link_->connecting == 2; });
+  EXPECT_EQ(Read(Ask(), [](const std::string&, bool eof) { return eof; }), "");
+  const UniqueFd beat = Ask(kHeartbeatPort);
+  RunUntil(context_, [this] { return link_->connecting == 3; });
+  second.reset();
+  RunUntil(context_, [this] { return link_->connecting == 2; });
+  const UniqueFd third = Ask();
+  RunUntil(context_, [this] { return link_->connecting == 3; });
 }
 
 TEST_F(HybridServerTest, WhoWaitsForAGuestThatEndsIsSentAway) {

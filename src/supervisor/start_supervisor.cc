@@ -32,6 +32,7 @@ class Renumbering {
 
   std::vector<FdMapping> Mappings() const {
     std::vector<FdMapping> out;
+    out.reserve(numbers_.size());
     for (const auto& [source, target] : numbers_) out.push_back({source, target});
     return out;
   }

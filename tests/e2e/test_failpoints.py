@@ -52,6 +52,15 @@ def attempt(function, *args):
         return None
 
 
+def refusal(function, *args):
+    """What its caller is told, if it fails."""
+    try:
+        function(*args)
+    except CrictlError as error:
+        return str(error)
+    return ""
+
+
 def life(stack):
     """All that a failpoint may lie on: a pod, a container, its removal."""
     pod = stack.new_pod()
@@ -91,12 +100,13 @@ def test_failpoint(own_stack, point, how):
     stack.start_daemon(debug={"failpoints": [point if how == "kill" else f"{point}=error"]})
     daemon = stack.daemon.service
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        living = pool.submit(attempt, life, stack)
+        living = pool.submit(refusal, life, stack)
         if how == "kill":
             wait_until(lambda: daemon.pid is None or living.done(), 120, f"the daemon does not come to {point}")
             assert daemon.pid is None, f"the daemon passed {point} alive: nothing leads there"
             stack.start_daemon(containerd=FEW)
     if how == "error":
+        assert f"failpoint {point}" in living.result() + daemon.log.read_text(), f"nothing leads to {point}"
         daemon.stop()
         stack.start_daemon(containerd=FEW)
     settle(stack, before)

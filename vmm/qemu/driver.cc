@@ -116,7 +116,7 @@ absl::StatusOr<std::pair<UniqueFd, uint32_t>> ListenVsock() {
   address.svm_port = VMADDR_PORT_ANY;
   socklen_t length = sizeof(address);
   if (!fd.ok() || ::bind(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0 ||
-      ::listen(fd.get(), 4) != 0 ||
+      ::listen(fd.get(), SOMAXCONN) != 0 ||
       ::getsockname(fd.get(), reinterpret_cast<sockaddr*>(&address), &length) != 0) {
     return ErrnoStatus(errno, "listen for the guest's vsock knock");
   }

@@ -14,8 +14,6 @@
 namespace magnetar::vmm {
 namespace {
 
-using testing::Test;
-
 TEST_F(VmFixture, TheGuestKnocksAndAnswersHello) {
   const auto start = std::chrono::steady_clock::now();
   Boot();

@@ -30,6 +30,8 @@ namespace magnetar::ttrpc {
 
 struct Limits {
   size_t max_message_bytes = 4 << 20;
+  // The same for what comes in, where the peer is not trusted with as much as it is sent.
+  size_t max_received_bytes = 4 << 20;
   // Calls and streams in flight on one connection; more are answered
   // RESOURCE_EXHAUSTED. A call whose time ran out while its handler runs on is not counted here
   // but with its like: so many of one method, so that a method that hangs does not take the others

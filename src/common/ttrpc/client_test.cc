@@ -163,6 +163,10 @@ TEST_F(ClientTest, BadAnswers) {
   EXPECT_EQ(Call("").status().code(), absl::StatusCode::kResourceExhausted);
   Answer(WireFrame(3, FrameType::kData, 0, std::string(101, 'x')));
   EXPECT_EQ(*RunFor(io_, ReadStream(client_)), Messages{"RESOURCE_EXHAUSTED"});
+  // Less may come in than goes out.
+  Start({.max_received_bytes = 100});
+  Answer(WireFrame(1, FrameType::kResponse, 0, std::string(101, 'x')));
+  EXPECT_EQ(Call(std::string(200, 'y')).status().code(), absl::StatusCode::kResourceExhausted);
   Start();
   Answer("garbage garbage");
   EXPECT_EQ(Call("").status().code(), absl::StatusCode::kUnavailable);

@@ -36,7 +36,7 @@ int DomainOf(int fd) {
 Connection::Connection(const asio::any_io_executor& executor, UniqueFd socket, const Limits& limits)
     : executor_(executor),
       socket_(executor),
-      parser_(limits.max_message_bytes),
+      parser_(std::min(limits.max_message_bytes, limits.max_received_bytes)),
       refusals_written_(executor) {
   boost::system::error_code error;
   const asio::generic::stream_protocol protocol(DomainOf(socket.get()), 0);

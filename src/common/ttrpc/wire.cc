@@ -9,7 +9,7 @@
 namespace magnetar::ttrpc {
 namespace {
 
-// A status message is for people; one without end would only fill the frame.
+// A status message is for people; one without end would only fill the frame, or a log.
 constexpr size_t kMaxStatusMessageBytes = 64 << 10;
 
 // Bytes of the well-formed character at the start of `text`; 0 if there is none. The ranges are
@@ -119,7 +119,7 @@ absl::StatusOr<std::string> DecodeResponse(const std::string& body) {
   if (response.status().code() < 0 || code > absl::StatusCode::kUnauthenticated) {
     code = absl::StatusCode::kUnknown;
   }
-  return absl::Status(code, response.status().message());
+  return absl::Status(code, ValidUtf8(response.status().message(), kMaxStatusMessageBytes));
 }
 
 }  // namespace magnetar::ttrpc

@@ -37,15 +37,22 @@ spdlog::level::level_enum ToSpdlog(LogLevel level) {
   return spdlog::level::info;
 }
 
+// Of one value: some come from guests.
+constexpr size_t kMaxValueBytes = 4 << 10;
+
 bool NeedsQuotes(std::string_view value) {
-  return value.empty() || std::any_of(value.begin(), value.end(), [](char c) {
+  return value.empty() || value.size() > kMaxValueBytes ||
+         std::any_of(value.begin(), value.end(), [](char c) {
            return c <= ' ' || c == '"' || c == '\\' || c == '=' || c == 0x7f;
          });
 }
 
 // Debian's abseil has a string_view of its own.
 std::string Escape(std::string_view text) {
-  return absl::Utf8SafeCEscape(absl::string_view(text.data(), text.size()));
+  const bool cut = text.size() > kMaxValueBytes;
+  if (cut) text = text.substr(0, kMaxValueBytes);
+  return absl::StrCat(absl::Utf8SafeCEscape(absl::string_view(text.data(), text.size())),
+                      cut ? "..." : "");
 }
 
 }  // namespace

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <string>
+
 namespace magnetar::daemon {
 namespace {
 
@@ -11,6 +13,8 @@ TEST(LogTest, ValuesCannotForgeLines) {
   EXPECT_EQ(FormatLogLine("x", {{"error", "a\nb\"c"}}), "x error=\"a\\nb\\\"c\"");
   EXPECT_EQ(FormatLogLine("x", {{"empty", ""}}), "x empty=\"\"");
   EXPECT_EQ(FormatLogLine("a\nb", {}), "a\\nb");
+  EXPECT_EQ(FormatLogLine("x", {{"error", std::string(5000, 'y')}}),
+            "x error=\"" + std::string(4096, 'y') + "...\"");
 }
 
 }  // namespace

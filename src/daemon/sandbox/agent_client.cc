@@ -15,10 +15,17 @@ namespace {
 
 constexpr char kAgentService[] = "magnetar.agent.v1.Agent";
 constexpr char kHeartbeatService[] = "magnetar.agent.v1.Heartbeat";
+
+// A guest is believed nothing, so also not that its words are worth the daemon's memory, which all
+// pods share. The longest is its list of containers, some 110 bytes for each.
+constexpr ttrpc::Limits kLimits = {.max_received_bytes = 128 << 10,
+                                   .max_stream_backlog_bytes = 256 << 10,
+                                   .max_buffered_bytes = 512 << 10};
+
 class TtrpcAgentClient : public AgentClient {
  public:
   TtrpcAgentClient(asio::any_io_executor executor, UniqueFd socket)
-      : executor_(executor), client_(ttrpc::Client::Create(executor, std::move(socket))) {}
+      : executor_(executor), client_(ttrpc::Client::Create(executor, std::move(socket), kLimits)) {}
   ~TtrpcAgentClient() override { client_->Close(); }
 
   Co<absl::StatusOr<agent::v1::HelloResponse>> Hello(std::chrono::nanoseconds timeout) override {
@@ -95,7 +102,8 @@ class VsockGuestDialer : public GuestDialer {
     absl::StatusOr<UniqueFd> socket = co_await std::move(dial);
     if (!socket.ok()) co_return Annotate(socket.status(), "dial the guest's heartbeat");
     const asio::any_io_executor executor = co_await asio::this_coro::executor;
-    std::shared_ptr<ttrpc::Client> client = ttrpc::Client::Create(executor, *std::move(socket));
+    std::shared_ptr<ttrpc::Client> client =
+        ttrpc::Client::Create(executor, *std::move(socket), kLimits);
     agent::v1::BeatRequest request;
     request.set_host_time_ns(RealtimeNs());
     // Zero would mean no limit.

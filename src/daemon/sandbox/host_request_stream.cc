@@ -10,6 +10,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "magnetar/event.h"
 
 namespace magnetar::daemon {
@@ -64,6 +65,12 @@ Co<void> SendAnswers(std::shared_ptr<Serving> self) {
   }
 }
 
+// What a few bytes on the wire would make large in memory, for as long as the request waits its
+// turn.
+bool IsExcessive(const agent::v1::HostRequest& request) {
+  return request.prepare().rootfs_mount_types_size() > kMaxRootfsMounts;
+}
+
 void Begin(const std::shared_ptr<Serving>& self, agent::v1::HostRequest request) {
   const uint64_t id = request.id();
   const bool wants_answer = request.request_case() != agent::v1::HostRequest::kEvent;
@@ -111,6 +118,11 @@ Co<absl::Status> ServeHostRequestStream(std::shared_ptr<ttrpc::Stream> stream,
     agent::v1::HostRequest request;
     if (!request.ParseFromString(**message)) {
       result = absl::InvalidArgumentError("the guest sent a request that does not parse");
+      break;
+    }
+    if (IsExcessive(request)) {
+      result = absl::InvalidArgumentError(
+          absl::StrCat("the guest sent a request with more than ", kMaxRootfsMounts, " mounts"));
       break;
     }
     Begin(self, std::move(request));

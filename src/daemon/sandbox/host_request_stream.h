@@ -18,6 +18,8 @@ using HostRequestHandler =
 // What a guest may have in flight: a request counts until its answer is sent, so that a
 // guest that does not read its answers is not listened to any further.
 inline constexpr size_t kMaxHostRequests = 64;
+// Mounts of one root file system: more than any snapshotter makes.
+inline constexpr int kMaxRootfsMounts = 64;
 
 // Serves one HostRequests stream until it ends, and cancels it. Requests are handled side
 // by side, answers leave in the order in which they are ready, one Send at a time. An answer that

@@ -127,6 +127,21 @@ TEST_F(HostRequestStreamTest, AGuestThatDoesNotReadIsNotListenedTo) {
   EXPECT_EQ(stream_->answers.size(), 1000u);
 }
 
+// Two bytes on the wire for each, and fifty in memory.
+TEST_F(HostRequestStreamTest, ARequestThatSwellsIsNotKept) {
+  HostRequest request;
+  for (int i = 0; i <= kMaxRootfsMounts; ++i) request.mutable_prepare()->add_rootfs_mount_types("");
+  stream_->requests.push_back(request.SerializeAsString());
+  Serve([this](HostRequest) -> Co<HostResponse> {
+    ++handled_;
+    co_return HostResponse();
+  });
+  Run();
+  EXPECT_EQ(handled_, 0);
+  ASSERT_TRUE(result_.has_value());
+  EXPECT_TRUE(absl::IsInvalidArgument(*result_)) << *result_;
+}
+
 TEST_F(HostRequestStreamTest, EventsNeedNoAnswer) {
   HostRequest request;
   request.mutable_event()->set_container_id("c");

@@ -19,6 +19,9 @@ namespace {
 
 using supervisor::v1::ExitRecord;
 
+// For how long a daemon that comes up waits for a supervisor that lives and does not answer.
+constexpr std::chrono::seconds kReconnectLimit{60};
+
 // How a VM whose supervisor left no record ended.
 ExitRecord UnknownExit(std::string_view reason) {
   ExitRecord exit;
@@ -89,21 +92,37 @@ void Machine::Ended(ExitRecord exit) {
 
 Co<absl::Status> Machine::Reconnect() {
   auto self = shared_from_this();
-  auto connect = env_->supervisors->Connect(directory_);
-  absl::StatusOr<std::shared_ptr<SupervisorClient>> supervisor = co_await std::move(connect);
-  if (!supervisor.ok()) {
-    Ended(ReadExit(Path("exit.json")));
-    co_return supervisor.status();
-  }
-  supervisor_ = *std::move(supervisor);
-  auto state_call = supervisor_->State();
-  absl::StatusOr<supervisor::v1::StateResponse> state = co_await std::move(state_call);
-  if (!state.ok() || state->has_exit()) {
-    Ended(state.ok() ? state->exit() : ReadExit(Path("exit.json")));
-    co_return absl::UnavailableError("the VM has ended");
+  const auto deadline = std::chrono::steady_clock::now() + kReconnectLimit;
+  std::chrono::milliseconds pause{100};
+  while (true) {
+    auto ask = AskSupervisor();
+    absl::StatusOr<supervisor::v1::StateResponse> state = co_await std::move(ask);
+    if (state.ok() && !state->has_exit()) break;
+    // Nobody listens any more, or it hung up. One that only does not answer now may be on a host
+    // that has no memory or no disk for it at the moment.
+    const bool gone = absl::IsNotFound(state.status()) || absl::IsUnavailable(state.status());
+    if (state.ok() || gone || std::chrono::steady_clock::now() >= deadline) {
+      Ended(state.ok() ? state->exit() : ReadExit(Path("exit.json")));
+      co_return state.ok() ? absl::UnavailableError("the VM has ended") : state.status();
+    }
+    Log(LogLevel::kWarn, "the supervisor does not answer",
+        {{"sandbox", id_}, {"error", state.status().ToString()}});
+    auto wait = ended_.WaitFor(pause);
+    co_await std::move(wait);
+    pause = std::min<std::chrono::milliseconds>(pause * 2, std::chrono::seconds(5));
   }
   asio::co_spawn(strand_, WatchExit(supervisor_), asio::detached);
   co_return absl::OkStatus();
+}
+
+Co<absl::StatusOr<supervisor::v1::StateResponse>> Machine::AskSupervisor() {
+  auto connect = env_->supervisors->Connect(directory_);
+  absl::StatusOr<std::shared_ptr<SupervisorClient>> supervisor = co_await std::move(connect);
+  if (!supervisor.ok()) co_return supervisor.status();
+  supervisor_ = *std::move(supervisor);
+  auto call = supervisor_->State();
+  absl::StatusOr<supervisor::v1::StateResponse> state = co_await std::move(call);
+  co_return state;
 }
 
 void Machine::Kill(std::string reason) {

@@ -77,6 +77,7 @@ class Machine : public std::enable_shared_from_this<Machine> {
   Co<void> RunHeartbeat();
   Co<absl::Status> SeekLife(std::chrono::nanoseconds limit);
   Co<absl::Status> Beat(std::chrono::nanoseconds timeout);
+  Co<absl::StatusOr<supervisor::v1::StateResponse>> AskSupervisor();
   Co<void> WatchExit(std::shared_ptr<SupervisorClient> supervisor);
   void Ended(supervisor::v1::ExitRecord exit);
   bool over() const { return ended_.is_set() || tearing_down_; }

@@ -17,6 +17,21 @@ namespace {
 constexpr std::chrono::seconds kCallLimit{10};
 constexpr std::chrono::milliseconds kFirstPause{100};
 constexpr std::chrono::milliseconds kLongestPause{5000};
+
+// They go into the record, which a guest must not be able to make unreadable.
+constexpr int kMaxFeatures = 64;
+constexpr size_t kMaxFeatureBytes = 64;
+
+absl::Status CheckFeatures(const agent::v1::HelloResponse& greeting) {
+  bool fit = greeting.features_size() <= kMaxFeatures;
+  for (const std::string& feature : greeting.features()) {
+    fit = fit && feature.size() <= kMaxFeatureBytes;
+  }
+  return fit ? absl::OkStatus()
+             : absl::InvalidArgumentError(absl::StrCat("the guest names more than ", kMaxFeatures,
+                                                       " features, or a feature longer than ",
+                                                       kMaxFeatureBytes, " bytes"));
+}
 // What a guest that is found again may take: whoever waits for the daemon's start has limits.
 constexpr std::chrono::seconds kRecoveryLimit{60};
 // Its messages have only grown since.
@@ -131,6 +146,7 @@ Co<absl::Status> Machine::ConnectAgent(TimePoint deadline) {
                      greeting->protocol(), ", this daemon at least ", kOldestAgentProtocol,
                      ": the guest image is too old"));
   }
+  MAGNETAR_CO_RETURN_IF_ERROR(CheckFeatures(*greeting));
   const std::vector<std::string> features(greeting->features().begin(), greeting->features().end());
   const Record now = record_->Get();
   if (now.agent_protocol != greeting->protocol() || now.agent_features != features) {

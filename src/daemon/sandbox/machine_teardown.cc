@@ -26,6 +26,8 @@ Co<absl::Status> Machine::TearDown(bool ask_guest) {
   std::reverse(steps.begin(), steps.end());
   absl::Status first;
   for (const Step step : steps) {
+    // It gives the VM's uid back, by which the next attempt knows what is its.
+    if (step == Step::kDirectory && !first.ok()) break;
     absl::Status status = Failpoint(absl::StrCat("teardown.", StepName(step)));
     if (status.ok()) {
       auto undo = Undo(step, ask_guest);

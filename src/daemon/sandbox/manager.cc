@@ -197,7 +197,12 @@ Co<absl::Status> SandboxManager::Recover() {
       record = UnknownRecord(name);
     }
     if (!record.ok()) {
-      // A newer daemon's, or one that cannot be read now: no reason to end somebody's pod.
+      // A newer daemon's, or one that cannot be read now: no reason to end somebody's pod. Its
+      // VM's uid, which owns this directory, goes to nobody else.
+      struct stat vmm {};
+      if (::stat(absl::StrCat(directory, "/vmm").c_str(), &vmm) == 0 && vmm.st_uid != 0) {
+        env_->uids->Reserve(vmm.st_uid);
+      }
       Log(LogLevel::kError, "left alone",
           {{"sandbox", name}, {"error", record.status().ToString()}});
       continue;

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "magnetar/files.h"
 #include "src/daemon/sandbox/testing/fake_world.h"
@@ -117,6 +118,7 @@ TEST_F(ManagerTest, ARecordThatCannotBeReadNowEndsNoPod) {
   Start("a");
   const std::string file = world_.Directory("a") + "/sandbox.json";
   const std::string record = ReadFile(file).value();
+  const uint32_t uid = world_.Get("a")->record().uid;
   world_.Restart();
   // Longer than what is read.
   ASSERT_TRUE(WriteFileAtomically(file, std::string(5 << 20, ' ')).ok());
@@ -124,10 +126,43 @@ TEST_F(ManagerTest, ARecordThatCannotBeReadNowEndsNoPod) {
   EXPECT_TRUE(absl::IsNotFound(world_.manager().Find("a").status()));
   EXPECT_EQ(world_.Count("supervisor.kill"), 0);
   EXPECT_EQ(world_.Residues().size(), 4u);
+  // Nor is its VM's uid another's.
+  Start("b");
+  if (::geteuid() == 0) {
+    EXPECT_NE(world_.Get("b")->record().uid, uid);
+  }
   world_.Restart();
   ASSERT_TRUE(WriteFileAtomically(file, record).ok());
   Recover();
   EXPECT_EQ(State("a"), SandboxState::kReady);
+}
+
+TEST_F(ManagerTest, ASupervisorThatIsSlowIsNotDead) {
+  Start("a");
+  for (const char* call : {"supervisor.connect", "supervisor.state"}) {
+    world_.Restart();
+    world_.Fail(call, absl::DeadlineExceededError("slow"));
+    const int asked = world_.Count(call);
+    auto recovered = world_.Begin(world_.manager().Recover());
+    world_.WaitFor(call, asked + 3);
+    world_.Heal();
+    EXPECT_TRUE(recovered.get().ok());
+    EXPECT_EQ(State("a"), SandboxState::kReady) << call;
+  }
+  EXPECT_EQ(world_.Count("supervisor.kill"), 0);
+}
+
+TEST_F(ManagerTest, NoGuestMakesItsRecordUnreadable) {
+  world_.NameFeatures({});
+  Start("a");
+  world_.NameFeatures(std::vector<std::string>(65, "x"));
+  world_.Restart();
+  Recover();
+  world_.NameFeatures({std::string(65, 'x')});
+  world_.Restart();
+  Recover();
+  EXPECT_EQ(State("a"), SandboxState::kReady);
+  EXPECT_THAT(world_.Get("a")->record().agent_features, IsEmpty());
 }
 
 TEST_F(ManagerTest, ARunDirectoryThatCannotBeReadIsNoEmptyOne) {

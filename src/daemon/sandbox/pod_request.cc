@@ -33,6 +33,9 @@ constexpr uint64_t kMebibyte = 1 << 20;
 constexpr size_t kMaxPodConfigBytes = 1 << 20;
 // The VMM's own memory and its helpers'.
 constexpr uint64_t kVmmBytes = 256 * kMebibyte;
+// Of the VMM (one for each vCPU, and at most 64 that do blocking work), of the file server (at most
+// 64 for each queue), and the supervisor.
+constexpr uint64_t kVmmThreads = 1024;
 // The longest name of a socket in a sandbox's directory, with one byte more than
 // it has: containerd's streaming dials "//dir/...".
 constexpr std::string_view kLongestSocket = "/vmm/virtiofs.sock ";
@@ -231,6 +234,10 @@ SandboxLimits LimitsOf(const LinuxContainerResources& resources,
                        const LinuxContainerResources& overhead, uint64_t vm_memory_bytes,
                        const Config& config) {
   SandboxLimits limits;
+  // Also of a pod without a limit: the guest's memory has its size, but what a guest can make its
+  // file server hold, in the host's kernel too, has none.
+  limits.memory_bytes = vm_memory_bytes + config.vm.overhead_mib * kMebibyte + kVmmBytes;
+  limits.pids = kVmmThreads;
   if (resources.memory_limit_in_bytes() > 0) {
     // Around the guest's memory there is the VMM's own.
     const uint64_t extra = std::max<uint64_t>(

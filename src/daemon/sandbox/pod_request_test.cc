@@ -164,7 +164,9 @@ TEST(PodRequestTest, RefusesAConfigurationThatNoRecordHolds) {
 TEST(PodRequestTest, TheCgroupHasRoomForTheVm) {
   const Config config;
   LinuxContainerResources resources;
-  EXPECT_EQ(LimitsOf(resources, {}, 512u << 20, config).memory_bytes, 0u);
+  EXPECT_EQ(LimitsOf(resources, {}, 512u << 20, config).memory_bytes,
+            (512u + config.vm.overhead_mib + 256u) << 20);
+  EXPECT_GT(LimitsOf(resources, {}, 512u << 20, config).pids, 0u);
   resources.set_memory_limit_in_bytes(300 << 20);
   EXPECT_EQ(LimitsOf(resources, {}, 364u << 20, config).memory_bytes,
             (300u + config.vm.overhead_mib + 256u) << 20);

@@ -173,7 +173,7 @@ absl::StatusOr<Record> RecordFromJson(std::string_view text) {
 
 absl::StatusOr<Record> ReadRecord(const std::string& directory) {
   const std::string path = absl::StrCat(directory, "/", kRecordFile);
-  absl::StatusOr<std::string> text = ReadFile(path);
+  absl::StatusOr<std::string> text = ReadFile(path, kMaxRecordBytes);
   if (!text.ok()) return text.status();
   absl::StatusOr<Record> record = RecordFromJson(*text);
   if (!record.ok()) return Annotate(record.status(), path);
@@ -181,7 +181,13 @@ absl::StatusOr<Record> ReadRecord(const std::string& directory) {
 }
 
 absl::Status WriteRecord(const std::string& directory, const Record& record) {
-  return WriteFileAtomically(absl::StrCat(directory, "/", kRecordFile), RecordToJson(record));
+  const std::string text = RecordToJson(record);
+  // What cannot be read again is not written over what can.
+  if (text.size() > kMaxRecordBytes) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the record of ", text.size(), " bytes is longer than ", kMaxRecordBytes));
+  }
+  return WriteFileAtomically(absl::StrCat(directory, "/", kRecordFile), text);
 }
 
 Record RecordFile::Get() const {

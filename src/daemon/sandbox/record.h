@@ -19,6 +19,7 @@ namespace magnetar::daemon {
 
 inline constexpr int kRecordSchema = 1;
 inline constexpr char kRecordFile[] = "sandbox.json";
+inline constexpr size_t kMaxRecordBytes = 4 << 20;
 
 struct RecordedProcess {
   std::string name;  // "supervisor", "qemu", "virtiofsd"

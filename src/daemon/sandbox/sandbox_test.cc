@@ -276,6 +276,8 @@ TEST_F(SandboxTest, AnUnfinishedTeardownIsToldAndRepeated) {
   EXPECT_FALSE(world_.Await(sandbox, sandbox->Shutdown()).ok());
   EXPECT_EQ(sandbox->snapshot()->state, SandboxState::kNotReady);
   EXPECT_THAT(world_.Residues(), testing::ElementsAre("network /proc/self/ns/net"));
+  // By the uid the next attempt knows which taps are its.
+  EXPECT_NE(sandbox->record().uid, 0u);
   world_.Heal();
   EXPECT_TRUE(world_.Await(sandbox, sandbox->Shutdown()).ok());
   ExpectGone("a");

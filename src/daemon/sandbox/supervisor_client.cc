@@ -85,9 +85,11 @@ absl::StatusOr<UniqueFd> ConnectUnix(const std::string& path) {
   std::memcpy(address.sun_path, path.data(), path.size());
   UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!fd.ok()) return ErrnoStatus(errno, "socket");
-  // A unix socket connects at once or not at all.
+  // A unix socket connects at once or not at all: also not if its backlog is full.
   if (::connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) {
-    return absl::UnavailableError(absl::StrCat("connect to ", path, ": ", std::strerror(errno)));
+    const std::string message = absl::StrCat("connect to ", path, ": ", std::strerror(errno));
+    if (errno == ENOENT || errno == ECONNREFUSED) return absl::NotFoundError(message);
+    return absl::ResourceExhaustedError(message);
   }
   return fd;
 }

@@ -99,10 +99,11 @@ class FakeLauncher : public SupervisorLauncher {
     co_return std::make_shared<FakeSupervisor>(world_, vm);
   }
   Co<absl::StatusOr<std::shared_ptr<SupervisorClient>>> Connect(std::string directory) override {
-    (void)world_->Note("supervisor.connect");
+    const absl::Status status = world_->Note("supervisor.connect");
+    if (!status.ok()) co_return status;
     const auto it = world_->vms_.find(directory);
     if (it == world_->vms_.end() || it->second->over.is_set()) {
-      co_return absl::UnavailableError("no supervisor");
+      co_return absl::NotFoundError("no supervisor");
     }
     co_return std::make_shared<FakeSupervisor>(world_, it->second);
   }
@@ -119,7 +120,7 @@ class FakeAgent : public AgentClient {
     if (!status.ok()) co_return status;
     agent::v1::HelloResponse response;
     response.set_protocol(world_->agent_protocol);
-    response.add_features("feature");
+    for (const std::string& feature : world_->features()) response.add_features(feature);
     co_return response;
   }
   Co<absl::Status> SetupSandbox(agent::v1::SetupSandboxRequest, std::chrono::nanoseconds) override {
@@ -437,6 +438,16 @@ absl::Status FakeWorld::Create(const std::string& id) {
 void FakeWorld::Fail(const std::string& call, absl::Status status) {
   const std::lock_guard lock(mutex_);
   failures_[call] = std::move(status);
+}
+
+void FakeWorld::NameFeatures(std::vector<std::string> features) {
+  const std::lock_guard lock(mutex_);
+  features_ = std::move(features);
+}
+
+std::vector<std::string> FakeWorld::features() const {
+  const std::lock_guard lock(mutex_);
+  return features_;
 }
 
 void FakeWorld::Heal() {

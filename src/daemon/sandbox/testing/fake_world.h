@@ -44,7 +44,11 @@ class FakeWorld {
   // Runs a coroutine (on a sandbox's strand) and waits for it.
   template <typename T>
   T Await(Co<T> work) {
-    return asio::co_spawn(*io_, std::move(work), asio::use_future).get();
+    return Begin(std::move(work)).get();
+  }
+  template <typename T>
+  std::future<T> Begin(Co<T> work) {
+    return asio::co_spawn(*io_, std::move(work), asio::use_future);
   }
   template <typename T>
   T Await(const std::shared_ptr<Sandbox>& sandbox, Co<T> work) {
@@ -76,6 +80,9 @@ class FakeWorld {
   // The guest neither gets ready nor answers heartbeats.
   void HangGuest(bool hang) { hang_ = hang; }
   // It answers heartbeats, with a main loop that has not turned for so long.
+  // What the agent says in Hello from now on.
+  void NameFeatures(std::vector<std::string> features);
+  std::vector<std::string> features() const;
   void StopMainLoop(std::chrono::milliseconds age) { main_loop_age_ms_ = age.count(); }
   // From now on the call is made and does not return, until the daemon dies or Release.
   void Hold(const std::string& call);
@@ -121,6 +128,7 @@ class FakeWorld {
   mutable std::mutex mutex_;
   std::condition_variable noted_;
   std::vector<std::string> calls_;
+  std::vector<std::string> features_ = {"feature"};
   std::map<std::string, absl::Status> failures_;
   std::set<std::string> things_;
   std::set<std::string> held_;
