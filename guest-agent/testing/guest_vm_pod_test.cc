@@ -19,7 +19,7 @@ TEST_F(GuestPodTest, AnswersHeartbeats) {
     agent::v1::BeatRequest request;
     timespec now;
     ::clock_gettime(CLOCK_REALTIME, &now);
-    request.set_host_time_ns((int64_t{now.tv_sec} + i * 3600) * 1000000000 + now.tv_nsec);
+    request.set_host_time_ns((int64_t{now.tv_sec} + int64_t{i} * 3600) * 1000000000 + now.tv_nsec);
     const auto beat =
         vm_->Call<agent::v1::BeatResponse>(heart, "magnetar.agent.v1.Heartbeat", "Beat", request);
     ASSERT_TRUE(beat.ok()) << beat.status();

@@ -25,7 +25,6 @@ namespace magnetar::ctl {
 namespace {
 
 using ::testing::HasSubstr;
-using ::testing::Not;
 
 class CommandLineTest : public RunDirectoryTest {
  protected:

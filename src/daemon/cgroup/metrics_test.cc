@@ -69,7 +69,8 @@ TEST_F(MetricsTest, V1InTheFormOfV2) {
   ReadMetricsV1({Path("pids"), false, {"pids"}}, Path("pids"), m);
   ReadMetricsV1({Path("blkio"), false, {"blkio"}}, Path("blkio"), m);
   EXPECT_EQ(m.cpu().usage_usec(), 5000u);
-  EXPECT_EQ(m.cpu().user_usec(), 100u * 1000000 / static_cast<uint64_t>(::sysconf(_SC_CLK_TCK)));
+  EXPECT_EQ(m.cpu().user_usec(),
+            uint64_t{100} * 1000000 / static_cast<uint64_t>(::sysconf(_SC_CLK_TCK)));
   EXPECT_EQ(m.cpu().throttled_usec(), 9u);
   EXPECT_EQ(m.memory().anon(), 4096u);
   EXPECT_EQ(m.memory().file(), 8192u);
