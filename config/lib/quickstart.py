@@ -147,6 +147,7 @@ The pod goes on running. Try:
   {RUN}/crictl logs -f {container[:13]}
   {RUN}/crictl exec -it {container[:13]} sh
   {RUN}/crictl stats {container[:13]}
+  {RUN}/crictl runp --runtime {HANDLER} POD.json   (without --runtime the pod is runc's)
 and, when done:
   {pathlib.Path(__file__).resolve().parent.parent}/quickstart --down""")
 
