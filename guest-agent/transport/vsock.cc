@@ -11,7 +11,6 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <cerrno>
 #include <chrono>
-#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -22,10 +21,6 @@ namespace magnetar::guest {
 namespace {
 
 constexpr int kBacklog = 128;
-
-// Half a minute.
-constexpr int kKnocks = 300;
-constexpr auto kKnockPause = std::chrono::milliseconds(100);
 
 // What is accepted in vain stays in line: the listener would be ready again at once.
 constexpr auto kAcceptPause = std::chrono::milliseconds(100);
@@ -87,20 +82,13 @@ Co<void> AcceptVsock(UniqueFd listener, std::function<void(UniqueFd)> accept) {
 }
 
 absl::Status KnockVsock(uint32_t port) {
+  const UniqueFd socket(::socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  if (!socket.ok()) return ErrnoStatus(errno, "vsock socket");
   const sockaddr_vm address = Address(VMADDR_CID_HOST, port);
-  absl::Status status;
-  // Other guests reach that port, too, and may fill the line before it.
-  for (int attempt = 0; attempt < kKnocks; ++attempt) {
-    if (attempt > 0) std::this_thread::sleep_for(kKnockPause);
-    const UniqueFd socket(::socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    if (!socket.ok()) return ErrnoStatus(errno, "vsock socket");
-    if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) ==
-        0) {
-      return absl::OkStatus();
-    }
-    status = ErrnoStatus(errno, absl::StrCat("knock at the host's vsock port ", port));
+  if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
+    return ErrnoStatus(errno, absl::StrCat("knock at the host's vsock port ", port));
   }
-  return status;
+  return absl::OkStatus();
 }
 
 }  // namespace magnetar::guest

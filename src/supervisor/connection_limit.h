@@ -19,6 +19,13 @@ class ConnectionLimit {
     --left_;
   }
 
+  // False at the limit.
+  bool TryAcquire() {
+    if (left_ == 0) return false;
+    --left_;
+    return true;
+  }
+
   void Release() {
     ++left_;
     freed_.NotifyAll();

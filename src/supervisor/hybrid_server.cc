@@ -4,9 +4,9 @@
 #include <boost/asio/detached.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <chrono>
-#include <optional>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "magnetar/ports.h"
 #include "src/supervisor/accept_loop.h"
@@ -29,33 +29,18 @@ Co<absl::StatusOr<bool>> AwaitKnock(GuestAccess access) {
   co_return access.ready->is_open();
 }
 
-// How many more may lead to other ports than the daemon's.
-struct OthersLeft {
-  int count;
-};
-
-class OtherSlot {
- public:
-  explicit OtherSlot(std::shared_ptr<OthersLeft> left) : left_(std::move(left)) { --left_->count; }
-  ~OtherSlot() { ++left_->count; }
-  OtherSlot(const OtherSlot&) = delete;
-  OtherSlot& operator=(const OtherSlot&) = delete;
-
- private:
-  std::shared_ptr<OthersLeft> left_;
-};
-
 bool IsDaemons(uint32_t port) { return port == kAgentPort || port == kHeartbeatPort; }
 
-Co<void> Handle(AsyncFd& socket, const GuestAccess& access, std::shared_ptr<OthersLeft> others) {
+Co<void> Handle(AsyncFd& socket, const GuestAccess& access,
+                std::shared_ptr<ConnectionLimit> others) {
   auto read = Bounded({.limit = kConnectLineDeadline}, ReadConnectLine(socket));
   absl::StatusOr<uint32_t> port = co_await std::move(read);
   if (!port.ok()) co_return;
-  std::optional<OtherSlot> slot;
-  if (!IsDaemons(*port)) {
-    if (others->count == 0) co_return;
-    slot.emplace(std::move(others));
-  }
+  const bool other = !IsDaemons(*port);
+  if (other && !others->TryAcquire()) co_return;
+  const absl::Cleanup release = [other, others] {
+    if (other) others->Release();
+  };
   // A guest may take minutes to boot; who does not want to wait hangs up.
   auto knock = Bounded({.client = &socket}, AwaitKnock(access));
   const absl::StatusOr<bool> ready = co_await std::move(knock);
@@ -73,7 +58,7 @@ Co<void> Handle(AsyncFd& socket, const GuestAccess& access, std::shared_ptr<Othe
 }
 
 Co<void> HandleOne(UniqueFd client, GuestAccess access, std::shared_ptr<ConnectionLimit> limit,
-                   std::shared_ptr<OthersLeft> others) {
+                   std::shared_ptr<ConnectionLimit> others) {
   auto executor = co_await asio::this_coro::executor;
   AsyncFd socket(executor, client.release());
   auto handle = Handle(socket, access, std::move(others));
@@ -87,7 +72,7 @@ Co<void> HandleOne(UniqueFd client, GuestAccess access, std::shared_ptr<Connecti
 Co<absl::Status> ServeHybrid(AsyncFd& listener, GuestAccess access, HybridLimits limits) {
   auto executor = co_await asio::this_coro::executor;
   auto limit = std::make_shared<ConnectionLimit>(executor, limits.connections);
-  auto others = std::make_shared<OthersLeft>(OthersLeft{limits.others});
+  auto others = std::make_shared<ConnectionLimit>(executor, limits.others);
   auto serve = [executor, access, limit, others](UniqueFd client) {
     access.trim->Activity();
     asio::co_spawn(executor, HandleOne(std::move(client), access, limit, others), asio::detached);

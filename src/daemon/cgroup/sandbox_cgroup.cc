@@ -143,8 +143,6 @@ class HostCgroups final : public CgroupManager {
       // A kernel without that controller, or without bandwidth control: lifting a limit
       // that cannot be set is no error.
       if (absl::IsNotFound(status) && (reset || !hierarchy.v2)) continue;
-      // Nobody asked for this one: it is for a VMM that somebody has taken over.
-      if (absl::IsNotFound(status) && write.controller == "pids") continue;
       if (!status.ok()) return status;
     }
     return absl::OkStatus();
