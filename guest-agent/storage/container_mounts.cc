@@ -1,9 +1,14 @@
 #include "guest-agent/storage/container_mounts.h"
 
+#include <fcntl.h>
 #include <sys/mount.h>
+#include <sys/vfs.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/escaping.h"
@@ -16,6 +21,7 @@
 #include "guest-agent/storage/mount.h"
 #include "guest-agent/util/log.h"
 #include "magnetar/status.h"
+#include "magnetar/unique_fd.h"
 
 namespace magnetar::guest {
 namespace {
@@ -65,6 +71,27 @@ absl::Status KernelContainerMounts::MountOne(const std::string& directory,
   }
 }
 
+// What the host announces as another file system, the kernel mounts in the mount namespace of
+// whoever first walks into it. If that is the container's, its end is the end of that file system
+// too, while requests of the program that just ended may be under way, such as the release of its
+// file: Linux has a BUG there (fs/super.c of 6.1, "Busy inodes after unmount"), and the process
+// never ends. So all are mounted here, before the container is made.
+absl::Status KernelContainerMounts::MountAnnounced(const std::string& container_id) {
+  const std::string directory = absl::StrCat(paths_.shared, "/", container_id);
+  std::error_code error;
+  for (std::filesystem::directory_iterator it(directory, error), end; !error && it != end;
+       it.increment(error)) {
+    // Nothing is opened, which may be forbidden; only walked into.
+    const UniqueFd walked(::open(it->path().c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+    if (!walked.ok() && errno != ENOTDIR) return ErrnoStatus(errno, it->path().string());
+  }
+  // A container that has nothing from the host has no directory there.
+  if (error && error != std::errc::no_such_file_or_directory) {
+    return absl::InternalError(absl::StrCat("read ", directory, ": ", error.message()));
+  }
+  return absl::OkStatus();
+}
+
 // Once for the pod: its containers share what is in it, one after another and side by side.
 absl::Status KernelContainerMounts::MountVolume(const std::string& target,
                                                 const MountOptions& options) {
@@ -78,18 +105,21 @@ absl::Status KernelContainerMounts::MountVolume(const std::string& target,
 absl::Status KernelContainerMounts::MountAll(const std::string& container_id,
                                              const std::vector<agent::v1::Storage>& storages) {
   const std::string directory = absl::StrCat(paths_.containers, "/", container_id);
-  for (size_t i = 0; i < storages.size(); ++i) {
-    const absl::Status status = MountOne(directory, storages[i]);
-    if (status.ok()) continue;
-    const absl::Status undone = UnmountAll(container_id);
-    if (!undone.ok()) Log(LogLevel::kError, "undo of mounts failed: ", undone.message());
-    return Annotate(status, absl::StrCat("storage ", i));
+  absl::Status status = Annotate(MountAnnounced(container_id), "mount what the host shares");
+  for (size_t i = 0; status.ok() && i < storages.size(); ++i) {
+    status = Annotate(MountOne(directory, storages[i]), absl::StrCat("storage ", i));
   }
-  return absl::OkStatus();
+  if (status.ok()) return status;
+  const absl::Status undone = UnmountAll(container_id);
+  if (!undone.ok()) Log(LogLevel::kError, "undo of mounts failed: ", undone.message());
+  return status;
 }
 
 absl::Status KernelContainerMounts::UnmountAll(const std::string& container_id) {
   absl::Status first;
+  // The file server answers in order: what the container's end has asked of it is over after this.
+  struct statfs ignored {};
+  (void)::statfs(paths_.shared.c_str(), &ignored);
   // Below the shared directory the kernel itself mounts what the host announces as
   // another file system; while one is mounted, the host cannot let go of it.
   for (const std::string& parent : {paths_.containers, paths_.shared}) {

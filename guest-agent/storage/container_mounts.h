@@ -38,6 +38,7 @@ class KernelContainerMounts : public ContainerMounts {
 
  private:
   absl::Status MountOne(const std::string& directory, const agent::v1::Storage& storage);
+  absl::Status MountAnnounced(const std::string& container_id);
   absl::Status MountVolume(const std::string& target, const MountOptions& options);
 
   const GuestPaths paths_;

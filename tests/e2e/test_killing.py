@@ -14,6 +14,7 @@ import pytest
 
 from harness import crilog
 from harness.controller import Controller
+from harness.host import processes_of
 from stack.crictl import CrictlError
 from stack.services import ServiceError, start_time, wait_dead, wait_until
 
@@ -301,6 +302,27 @@ def test_pods_while_the_daemon_is_down(own_stack, before):
     with own_stack.pod() as pod:
         assert pod.shell().output("echo", "works") == "works\n"
     own_stack.check_unchanged(before)
+
+
+def test_container_ends_while_its_file_server_stands_still(own_stack, before):
+    """What the guest still asks of the file server as a program ends, the release of its file, must not be needed for the end:
+    Linux has a BUG where a file system goes that somebody still waits for."""
+    pod = own_stack.new_pod()
+    container = pod.shell()
+    servers = processes_of("virtiofsd", pod.id)
+    assert servers
+    attached = own_stack.crictl.popen("attach", container.id, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for pid in servers:
+            os.kill(pid, signal.SIGSTOP)
+        stopping = own_stack.crictl.popen("stop", "--timeout", "0", container.id, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        attached.wait(60)  # Its output has ended, so it has nothing open any more.
+    finally:
+        for pid in servers:
+            os.kill(pid, signal.SIGCONT)
+    assert stopping.wait(60) == 0
+    container.remove()
+    finish(own_stack, pod, before)
 
 
 def start_with(stack, named, **tables):

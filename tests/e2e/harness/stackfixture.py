@@ -290,9 +290,12 @@ class Stack:
         for config in self.run_dir.glob("*.toml"):
             shutil.copy(config, target)
         for sandbox in self.daemon.state.glob("*/"):
-            for name in ("sandbox.json", "console.log"):
-                if (sandbox / name).exists():
-                    shutil.copy(sandbox / name, target / f"{sandbox.name[:12]}-{name}")
+            if (sandbox / "sandbox.json").exists():
+                shutil.copy(sandbox / "sandbox.json", target / f"{sandbox.name[:12]}-sandbox.json")
+            # Its supervisor has it in memory, if there still is one.
+            console = subprocess.run([self.daemon.program("magnetarctl"), "--run-dir", self.daemon.state, "console", sandbox.name],
+                                     stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=30)
+            (target / f"{sandbox.name[:12]}-console.log").write_bytes(console.stdout)
         return target
 
     def close(self):
