@@ -1,11 +1,14 @@
 """`crun exec` by hand, the yardstick of an exec: in the same guest without Magnetar, with the process that CRI makes, in a
 container whose root file system comes as a pod's does."""
 
+import contextlib
 import io
+import itertools
 import json
 import pathlib
 import tarfile
 import tempfile
+import time
 
 import harness  # noqa: F401  finds the stack
 from stack import images
@@ -27,9 +30,9 @@ mount -t virtiofs shared /sysroot/run/shared || echo no-shared
 cp /config.json /sysroot/run/b/
 chroot /sysroot /usr/bin/crun --root /run/crun run -d --bundle /run/b box || echo crun-failed
 chroot /sysroot /usr/bin/crun --root /run/crun exec box true || echo exec-failed
-n=0
+stty -echo < /dev/ttyS0
 echo exec-begin
-while [ $n -lt %d ]; do n=$((n + 1)); chroot /sysroot /usr/bin/crun --root /run/crun exec box true; echo "exec-done-$n."; done
+while read -r n; do chroot /sysroot /usr/bin/crun --root /run/crun exec box true; echo "exec-done-$n."; done < /dev/ttyS0
 reboot -f
 """
 
@@ -47,20 +50,24 @@ CONFIG = {
 }
 
 
-def measure(guest, count):
-    """Seconds of each of `count` execs of true."""
+@contextlib.contextmanager
+def by_hand(guest):
+    """Gives a function that execs true once and returns the seconds that it took."""
     guest = pathlib.Path(guest)
-    added = guestbox.overlay(SCRIPT % count, [("config.json", 0o100644, json.dumps(CONFIG).encode()), ("sys", 0o40755, b""),
-                                              ("proc", 0o40755, b""), ("sysroot", 0o40755, b"")])
+    added = guestbox.overlay(SCRIPT, [("config.json", 0o100644, json.dumps(CONFIG).encode()), ("sys", 0o40755, b""),
+                                      ("proc", 0o40755, b""), ("sysroot", 0o40755, b"")])
     initrd = (guest / "initrd.img").read_bytes()
     initrd += b"\0" * (-len(initrd) % 512) + added
     with tempfile.TemporaryDirectory() as shared, guestbox.Box(guest / "vmlinux", initrd, guest / "root.erofs", shared) as box:
         with tarfile.open(fileobj=io.BytesIO(images.busybox_layer())) as layer:
             layer.extractall(f"{shared}/rootfs")
-        last = box.wait_for("exec-begin")
-        samples = []
-        for number in range(1, count + 1):
-            now = box.wait_for(f"exec-done-{number}.")
-            samples.append(now - last)
-            last = now
-        return samples
+        box.wait_for("exec-begin")
+        numbers = itertools.count(1)
+
+        def exec_true():
+            number = next(numbers)
+            started = time.monotonic()
+            box.send(str(number))
+            return box.wait_for(f"exec-done-{number}.") - started
+
+        yield exec_true

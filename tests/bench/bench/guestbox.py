@@ -52,7 +52,7 @@ class Box:
             command += ["-drive", f"file={image},if=none,id=root,format=raw,readonly=on", "-device", "virtio-blk-pci,drive=root"]
         self._sharing = self._share(shared, command) if shared else None
         self.started = time.monotonic()
-        self._qemu = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        self._qemu = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._seen = b""
 
     def _share(self, folder, command):
@@ -68,6 +68,11 @@ class Box:
             return subprocess.Popen([VIRTIOFSD, f"--fd={listener.fileno()}", "-o",
                                      f"source={folder},cache=always,timeout=1,xattr,announce_submounts,log_level=warn"],
                                     pass_fds=[listener.fileno()])
+
+    def send(self, line):
+        """Gives the script a line to read."""
+        self._qemu.stdin.write(line.encode() + b"\n")
+        self._qemu.stdin.flush()
 
     def wait_for(self, mark):
         """The time at which the line `mark` came."""
@@ -91,5 +96,6 @@ class Box:
             self._runtime.cleanup()
         self._qemu.kill()
         self._qemu.wait()
+        self._qemu.stdin.close()
         self._qemu.stdout.close()
         self._initrd.close()
