@@ -46,6 +46,12 @@ Co<void> ServeAgent(UniqueFd connection, std::shared_ptr<const ttrpc::Services> 
   Log(LogLevel::kInfo, "daemon's connection ended: ", status.ToString());
 }
 
+Co<void> ServeOutput(StreamRegistry* streams, UniqueFd connection) {
+  auto serve = streams->ServeOutput(std::move(connection));
+  const absl::Status status = co_await std::move(serve);
+  if (!status.ok()) Log(LogLevel::kWarn, "output: ", status.ToString());
+}
+
 // A crash of PID 1 must not look like a pause: what the kernel kills it for ends the machine.
 void LeaveSignalsToTheKernel() { ::signal(SIGPIPE, SIG_IGN); }
 
@@ -125,6 +131,9 @@ void Server::Connected(uint32_t port, UniqueFd connection) {
       break;
     case kForwardPort:
       forwards_.Serve(std::move(connection));
+      break;
+    case kOutputPort:
+      asio::co_spawn(main_loop_, ServeOutput(&streams_, std::move(connection)), asio::detached);
       break;
     default:
       break;

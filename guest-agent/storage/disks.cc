@@ -13,6 +13,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "magnetar/directory.h"
 #include "magnetar/files.h"
 #include "magnetar/status.h"
 
@@ -23,10 +24,6 @@ using Clock = std::chrono::steady_clock;
 
 constexpr size_t kMaxPageBytes = 256;
 constexpr unsigned kKernelGroup = 1;
-
-struct DirCloser {
-  void operator()(DIR* dir) const { ::closedir(dir); }
-};
 
 std::string SerialOf(const std::string& device_directory) {
   const absl::StatusOr<std::string> virtio =
@@ -52,7 +49,7 @@ std::string SerialOfVpdPage80(const std::string& page) {
 
 std::optional<std::string> FindDisk(const std::string& serial, const std::string& sys_block,
                                     const std::string& dev) {
-  const std::unique_ptr<DIR, DirCloser> dir(::opendir(sys_block.c_str()));
+  const std::unique_ptr<DIR, DirectoryCloser> dir(::opendir(sys_block.c_str()));
   if (dir == nullptr) return std::nullopt;
   while (const dirent* entry = ::readdir(dir.get())) {
     const std::string name = entry->d_name;

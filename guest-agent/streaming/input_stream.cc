@@ -8,7 +8,7 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <utility>
 
-#include "guest-agent/streaming/frames.h"
+#include "magnetar/streaming/frames.h"
 
 namespace magnetar::guest {
 namespace {
@@ -82,7 +82,7 @@ Co<void> InputStream::GrantWindow(std::shared_ptr<InputStream> self,
       continue;
     }
     attachment->granted += grant;
-    auto send = attachment->stream->Send(WindowUpdateFrame(static_cast<int32_t>(grant)));
+    auto send = attachment->stream->Send(streaming::WindowUpdateFrame(static_cast<int32_t>(grant)));
     const absl::Status status = co_await std::move(send);
     // A broken connection shows in Receive.
     if (!status.ok()) break;
@@ -101,7 +101,7 @@ Co<absl::Status> InputStream::ReceiveAll(std::shared_ptr<Attachment> attachment)
       End();
       co_return absl::OkStatus();
     }
-    const absl::StatusOr<std::string> data = ParseData(**message);
+    const absl::StatusOr<std::string> data = streaming::ParseData(**message);
     if (!data.ok()) co_return data.status();
     if (data->size() > attachment->granted) {
       co_return absl::ResourceExhaustedError("more stdin than was granted");

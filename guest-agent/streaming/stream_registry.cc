@@ -3,8 +3,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "guest-agent/streaming/frames.h"
-#include "guest-agent/streaming/stream_id.h"
+#include "guest-agent/streaming/output_connection.h"
+#include "magnetar/streaming/frames.h"
+#include "magnetar/streaming/stream_id.h"
 
 namespace magnetar::guest {
 
@@ -15,7 +16,7 @@ absl::StatusOr<StreamRegistry::Entry*> StreamRegistry::Claim(const std::string& 
     return absl::AlreadyExistsError(absl::StrCat("stream ", id, " belongs to another process"));
   }
   if (fresh && input) entry.input = std::make_shared<InputStream>(executor_);
-  if (fresh && !input) entry.output = std::make_shared<OutputStream>(executor_);
+  if (fresh && !input) entry.output = std::make_shared<streaming::OutputStream>(executor_);
   if (!fresh) {
     --unclaimed_;
     std::erase(left_behind_, id);
@@ -24,9 +25,11 @@ absl::StatusOr<StreamRegistry::Entry*> StreamRegistry::Claim(const std::string& 
   return &entry;
 }
 
-absl::StatusOr<std::shared_ptr<OutputStream>> StreamRegistry::ClaimOutput(const std::string& id) {
+absl::StatusOr<std::shared_ptr<streaming::OutputStream>> StreamRegistry::ClaimOutput(
+    const std::string& id) {
   const absl::StatusOr<Entry*> entry = Claim(id, /*input=*/false);
   if (!entry.ok()) return entry.status();
+  (*entry)->output->Claim();
   return (*entry)->output;
 }
 
@@ -48,7 +51,7 @@ void StreamRegistry::Forget(const std::string& id) {
 }
 
 absl::StatusOr<StreamRegistry::Entry> StreamRegistry::Attach(const std::string& id) {
-  const absl::StatusOr<StdioKind> kind = ParseStreamId(id);
+  const absl::StatusOr<streaming::StdioKind> kind = streaming::ParseStreamId(id);
   if (!kind.ok()) return kind.status();
   const auto it = streams_.find(id);
   if (it != streams_.end()) return it->second;
@@ -57,10 +60,10 @@ absl::StatusOr<StreamRegistry::Entry> StreamRegistry::Attach(const std::string& 
         absl::StrCat(unclaimed_, " streams are open that no task has named"));
   }
   Entry entry;
-  if (*kind == StdioKind::kStdin) {
+  if (*kind == streaming::StdioKind::kStdin) {
     entry.input = std::make_shared<InputStream>(executor_);
   } else {
-    entry.output = std::make_shared<OutputStream>(executor_);
+    entry.output = std::make_shared<streaming::OutputStream>(executor_);
   }
   ++unclaimed_;
   streams_[id] = entry;
@@ -99,12 +102,12 @@ Co<absl::Status> StreamRegistry::Serve(std::shared_ptr<ttrpc::Stream> peer) {
   absl::StatusOr<std::optional<std::string>> first = co_await std::move(receive);
   if (!first.ok()) co_return first.status();
   if (!first->has_value()) co_return absl::InvalidArgumentError("the stream ended before its name");
-  const absl::StatusOr<std::string> id = ParseStreamInit(**first);
+  const absl::StatusOr<std::string> id = streaming::ParseStreamInit(**first);
   if (!id.ok()) co_return id.status();
   absl::StatusOr<Entry> entry = Attach(*id);
   if (!entry.ok()) co_return entry.status();
   // containerd waits for this answer without a deadline.
-  auto accepted = peer->Send(AcceptedFrame());
+  auto accepted = peer->Send(streaming::AcceptedFrame());
   absl::Status status = co_await std::move(accepted);
   if (status.ok() && entry->output != nullptr) {
     auto serve = entry->output->Serve(peer);
@@ -113,6 +116,40 @@ Co<absl::Status> StreamRegistry::Serve(std::shared_ptr<ttrpc::Stream> peer) {
     auto serve = entry->input->Serve(peer);
     status = co_await std::move(serve);
   }
+  Detached(*id, *entry);
+  co_return status;
+}
+
+Co<absl::Status> StreamRegistry::ServeOutput(UniqueFd socket) {
+  const auto connection = std::make_shared<OutputConnection>(executor_, std::move(socket));
+  auto read = connection->ReadId();
+  const absl::StatusOr<std::string> id = co_await std::move(read);
+  if (!id.ok()) co_return id.status();
+  const absl::StatusOr<Entry> entry = Attach(*id);
+  if (!entry.ok()) co_return entry.status();
+  const std::shared_ptr<streaming::OutputStream> output = entry->output;
+  if (output == nullptr) co_return absl::InvalidArgumentError(absl::StrCat(*id, " is no output"));
+  output->Attach(connection);
+  connection->Watch([output] { output->Wake(); });
+  absl::Status status;
+  bool claimed = false;
+  bool taken = false;
+  while (!connection->gone()) {
+    if (!claimed && output->claimed()) {
+      claimed = true;
+      auto send = connection->SendClaimed();
+      status = co_await std::move(send);
+    } else if (std::optional<streaming::OutputStream::Source> source;
+               claimed && !taken && (source = output->Take(*connection)).has_value()) {
+      taken = true;
+      auto send = connection->Send(*std::move(source));
+      status = co_await std::move(send);
+    } else {
+      co_await output->Changed();
+    }
+    if (!status.ok()) connection->Cut();
+  }
+  output->Detach(*connection);
   Detached(*id, *entry);
   co_return status;
 }

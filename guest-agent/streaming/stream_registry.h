@@ -9,9 +9,10 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "guest-agent/streaming/input_stream.h"
-#include "guest-agent/streaming/output_stream.h"
 #include "magnetar/co.h"
+#include "magnetar/streaming/output_stream.h"
 #include "magnetar/ttrpc/ttrpc.h"
+#include "magnetar/unique_fd.h"
 
 namespace magnetar::guest {
 
@@ -31,19 +32,21 @@ class StreamRegistry {
 
   // For Task.Create and Task.Exec. `id` is valid and of the kind. ALREADY_EXISTS: it belongs to
   // another process.
-  absl::StatusOr<std::shared_ptr<OutputStream>> ClaimOutput(const std::string& id);
+  absl::StatusOr<std::shared_ptr<streaming::OutputStream>> ClaimOutput(const std::string& id);
   absl::StatusOr<std::shared_ptr<InputStream>> ClaimInput(const std::string& id);
   // The process is forgotten: so is the stream. Empty and unknown ids are fine.
   void Forget(const std::string& id);
 
   // Handler of Streaming.Stream: the whole life of one attachment.
   Co<absl::Status> Serve(std::shared_ptr<ttrpc::Stream> peer);
+  // The same for a connection of magnetar/output.h.
+  Co<absl::Status> ServeOutput(UniqueFd connection);
 
   size_t size() const { return streams_.size(); }
 
  private:
   struct Entry {
-    std::shared_ptr<OutputStream> output;
+    std::shared_ptr<streaming::OutputStream> output;
     std::shared_ptr<InputStream> input;
     bool claimed = false;
   };

@@ -12,11 +12,11 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
-#include "guest-agent/streaming/frames.h"
-#include "guest-agent/streaming/stream_id.h"
 #include "guest-agent/streaming/stream_registry.h"
 #include "guest-agent/testing/loop.h"
 #include "magnetar/mux.h"
+#include "magnetar/streaming/frames.h"
+#include "magnetar/streaming/stream_id.h"
 #include "src/common/ttrpc/frame.h"
 #include "wire/ttrpc.pb.h"
 
@@ -65,24 +65,25 @@ class StreamingTest : public ::testing::Test {
 };
 
 TEST(StreamId, AcceptsWhatContainerdMakes) {
-  EXPECT_EQ(*ParseStreamId("abc-stdin"), StdioKind::kStdin);
-  EXPECT_EQ(*ParseStreamId(std::string(64, 'f') + "-stdout"), StdioKind::kStdout);
-  EXPECT_EQ(*ParseStreamId("a-stdout-stderr"), StdioKind::kStderr);
-  EXPECT_EQ(
-      *StreamIdOfUri("ttrpc+hvsock:///r/vm.vsock:1024?streaming_id=a-stdin", StdioKind::kStdin),
-      "a-stdin");
-  EXPECT_EQ(*StreamIdOfUri("", StdioKind::kStdout), "");
+  EXPECT_EQ(*streaming::ParseStreamId("abc-stdin"), streaming::StdioKind::kStdin);
+  EXPECT_EQ(*streaming::ParseStreamId(std::string(64, 'f') + "-stdout"),
+            streaming::StdioKind::kStdout);
+  EXPECT_EQ(*streaming::ParseStreamId("a-stdout-stderr"), streaming::StdioKind::kStderr);
+  EXPECT_EQ(*streaming::StreamIdOfUri("ttrpc+hvsock:///r/vm.vsock:1024?streaming_id=a-stdin",
+                                      streaming::StdioKind::kStdin),
+            "a-stdin");
+  EXPECT_EQ(*streaming::StreamIdOfUri("", streaming::StdioKind::kStdout), "");
 }
 
 TEST(StreamId, RefusesTheRest) {
   for (const char* id : {"", "-stdin", "a", "a-stdwhat", "../a-stdin", "?a-stdin", "a/b-stdin",
                          "a -stdin", "a\n-stdout"}) {
-    EXPECT_FALSE(ParseStreamId(id).ok()) << id;
+    EXPECT_FALSE(streaming::ParseStreamId(id).ok()) << id;
   }
-  EXPECT_FALSE(ParseStreamId(std::string(100000, 'a') + "-stdin").ok());
+  EXPECT_FALSE(streaming::ParseStreamId(std::string(100000, 'a') + "-stdin").ok());
   for (const char* uri : {"?streaming_id=a-stdout", "/fifo", "file:///log", "x://y", "x://y?z=1",
                           "x://y?streaming_id=", "x://y?streaming_id=a-stdin"}) {
-    EXPECT_EQ(StreamIdOfUri(uri, StdioKind::kStdout).status().code(),
+    EXPECT_EQ(streaming::StreamIdOfUri(uri, streaming::StdioKind::kStdout).status().code(),
               absl::StatusCode::kInvalidArgument)
         << uri;
   }
@@ -123,7 +124,7 @@ TEST_F(StreamingTest, KeepsABoundedAmountForAReaderThatComesBack) {
     loop_.Settle(std::chrono::milliseconds(5));
   }
   // The buffer, and the pipe's own 64 KiB.
-  EXPECT_LE(taken, OutputStream::kBufferBytes + (64 << 10));
+  EXPECT_LE(taken, streaming::OutputStream::kBufferBytes + (64 << 10));
   auto first = Connect();
   const auto old = Open(*first, "c-stdout");
   ASSERT_TRUE(old.ok());
@@ -187,8 +188,8 @@ TEST_F(StreamingTest, ANewReaderGetsWhatAStalledOneDidNotTake) {
   request.set_service("containerd.services.streaming.v1.Streaming");
   request.set_method("Stream");
   send(ttrpc::FrameType::kRequest, request.SerializeAsString());
-  send(ttrpc::FrameType::kData, StreamInitFrame("c-stdout"));
-  send(ttrpc::FrameType::kData, WindowUpdateFrame(1 << 20));
+  send(ttrpc::FrameType::kData, streaming::StreamInitFrame("c-stdout"));
+  send(ttrpc::FrameType::kData, streaming::WindowUpdateFrame(1 << 20));
   (*output)->SetSource(pipe.Nonblocking(std::move(pipe.read)));
   // Only a frame that the socket cannot take keeps it from reading on.
   loop_.Until([&] { return (*output)->attached(); });
@@ -210,7 +211,7 @@ TEST_F(StreamingTest, DropsALateWindowUpdate) {
   ASSERT_TRUE(output.ok());
   (*output)->EndSource();
   EXPECT_TRUE(loop_.Run(ReadOutput(*stream, 65536)).ended);
-  EXPECT_TRUE(loop_.Run((*stream)->Send(WindowUpdateFrame(65536))).ok());
+  EXPECT_TRUE(loop_.Run((*stream)->Send(streaming::WindowUpdateFrame(65536))).ok());
   EXPECT_TRUE(loop_.Run((*stream)->CloseSend()).ok());
   loop_.Until([&] { return !(*output)->attached(); });
 }
@@ -222,10 +223,10 @@ TEST_F(StreamingTest, WritesStdinAndClosesItInOrder) {
   auto receive = (*stream)->Receive();
   const auto grant = loop_.Run(std::move(receive));
   ASSERT_TRUE(grant.ok());
-  EXPECT_EQ(*ParseWindowUpdate(**grant), 65536);
+  EXPECT_EQ(*streaming::ParseWindowUpdate(**grant), 65536);
   // Everything, the end included, is sent before there is a process.
-  ASSERT_TRUE(loop_.Run((*stream)->Send(DataFrame("hello "))).ok());
-  ASSERT_TRUE(loop_.Run((*stream)->Send(DataFrame("world"))).ok());
+  ASSERT_TRUE(loop_.Run((*stream)->Send(streaming::DataFrame("hello "))).ok());
+  ASSERT_TRUE(loop_.Run((*stream)->Send(streaming::DataFrame("world"))).ok());
   ASSERT_TRUE(loop_.Run((*stream)->CloseSend()).ok());
   loop_.Settle();
   Pipe pipe;
@@ -247,7 +248,7 @@ TEST_F(StreamingTest, KeepsAFewInputsThatCameTooEarly) {
     auto wire = Connect();
     const auto stream = Open(*wire, absl::StrCat("e", i, "-stdin"));
     ASSERT_TRUE(stream.ok());
-    ASSERT_TRUE(loop_.Run((*stream)->Send(DataFrame("x"))).ok());
+    ASSERT_TRUE(loop_.Run((*stream)->Send(streaming::DataFrame("x"))).ok());
     ASSERT_TRUE(loop_.Run((*stream)->CloseSend()).ok());
     wire->client->Close();
     loop_.Settle(std::chrono::milliseconds(5));
@@ -262,7 +263,8 @@ TEST_F(StreamingTest, RefusesMoreStdinThanWasGranted) {
   const auto stream = Open(*wire, "c-stdin");
   ASSERT_TRUE(stream.ok());
   for (int i = 0; i < 3; ++i) {
-    const absl::Status sent = loop_.Run((*stream)->Send(DataFrame(std::string(32768, 'x'))));
+    const absl::Status sent =
+        loop_.Run((*stream)->Send(streaming::DataFrame(std::string(32768, 'x'))));
     static_cast<void>(sent);
   }
   absl::StatusOr<std::optional<std::string>> message;
@@ -284,9 +286,9 @@ TEST_F(StreamingTest, TakesAndDropsStdinOfAnEndedProcess) {
     while (window < 32768) {
       const auto grant = loop_.Run((*stream)->Receive());
       ASSERT_TRUE(grant.ok() && grant->has_value());
-      window += *ParseWindowUpdate(**grant);
+      window += *streaming::ParseWindowUpdate(**grant);
     }
-    ASSERT_TRUE(loop_.Run((*stream)->Send(DataFrame(std::string(32768, 'x')))).ok());
+    ASSERT_TRUE(loop_.Run((*stream)->Send(streaming::DataFrame(std::string(32768, 'x')))).ok());
     window -= 32768;
   }
 }
@@ -315,7 +317,7 @@ TEST_F(StreamingTest, RefusesStrangeNamesAndFrames) {
   EXPECT_EQ(loop_.Run((*stream)->Receive()).status().code(), absl::StatusCode::kInvalidArgument);
   const auto named = Open(*wire, "x-stdout");
   ASSERT_TRUE(named.ok());
-  ASSERT_TRUE(loop_.Run((*named)->Send(WindowUpdateFrame(-5))).ok());
+  ASSERT_TRUE(loop_.Run((*named)->Send(streaming::WindowUpdateFrame(-5))).ok());
   EXPECT_EQ(loop_.Run((*named)->Receive()).status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(registry_.size(), 0U);
 }

@@ -12,15 +12,12 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "guest-agent/util/log.h"
+#include "magnetar/directory.h"
 #include "magnetar/files.h"
 #include "magnetar/status.h"
 
 namespace magnetar::guest {
 namespace {
-
-struct DirCloser {
-  void operator()(DIR* dir) const { ::closedir(dir); }
-};
 
 void CollectPids(const std::string& path, std::vector<int>* pids) {
   const absl::StatusOr<std::string> text = ReadFile(absl::StrCat(path, "/cgroup.procs"));
@@ -30,7 +27,7 @@ void CollectPids(const std::string& path, std::vector<int>* pids) {
       if (absl::SimpleAtoi(line, &pid) && pid > 0) pids->push_back(pid);
     }
   }
-  const std::unique_ptr<DIR, DirCloser> dir(::opendir(path.c_str()));
+  const std::unique_ptr<DIR, DirectoryCloser> dir(::opendir(path.c_str()));
   if (dir == nullptr) return;
   while (const dirent* entry = ::readdir(dir.get())) {
     if (entry->d_type == DT_DIR && entry->d_name[0] != '.') {

@@ -7,10 +7,10 @@
 #include <chrono>
 #include <utility>
 
-#include "guest-agent/streaming/stream_id.h"
 #include "guest-agent/task/console.h"
 #include "magnetar/files.h"
 #include "magnetar/status.h"
+#include "magnetar/streaming/stream_id.h"
 
 namespace magnetar::guest {
 namespace {
@@ -18,6 +18,9 @@ namespace {
 // What containerd's own shim allows for output that is still on its way at
 // Delete (cmd/containerd-shim-runc-v2/process/exec.go of 2.1.9).
 constexpr auto kFinishTimeout = std::chrono::seconds(10);
+// What a process may write ahead of the agent, whose memory it is not: the process's cgroup is
+// charged for it.
+constexpr int kOutputPipeBytes = 256 << 10;
 
 // A pipe whose `near_end` does not block.
 absl::Status MakePipe(UniqueFd* read_end, UniqueFd* write_end, UniqueFd* near_end) {
@@ -29,6 +32,13 @@ absl::Status MakePipe(UniqueFd* read_end, UniqueFd* write_end, UniqueFd* near_en
   if (::fcntl(near, F_SETFL, ::fcntl(near, F_GETFL) | O_NONBLOCK) != 0) {
     return ErrnoStatus(errno, "pipe");
   }
+  return absl::OkStatus();
+}
+
+absl::Status MakeOutputPipe(UniqueFd* read_end, UniqueFd* write_end) {
+  MAGNETAR_RETURN_IF_ERROR(MakePipe(read_end, write_end, read_end));
+  // A smaller one is slower, and nothing else.
+  ::fcntl(read_end->get(), F_SETPIPE_SZ, kOutputPipeBytes);
   return absl::OkStatus();
 }
 
@@ -51,10 +61,11 @@ absl::StatusOr<std::unique_ptr<ProcessIo>> ProcessIo::Open(const asio::any_io_ex
 ProcessIo::~ProcessIo() { Forget(); }
 
 absl::Status ProcessIo::Claim() {
-  auto in = StreamIdOfUri(uris_.in, StdioKind::kStdin);
-  auto out = StreamIdOfUri(uris_.out, StdioKind::kStdout);
+  auto in = streaming::StreamIdOfUri(uris_.in, streaming::StdioKind::kStdin);
+  auto out = streaming::StreamIdOfUri(uris_.out, streaming::StdioKind::kStdout);
   // With a terminal a fifo-minded client still names a stderr; nothing comes there.
-  auto err = StreamIdOfUri(uris_.terminal ? "" : uris_.err, StdioKind::kStderr);
+  auto err =
+      streaming::StreamIdOfUri(uris_.terminal ? "" : uris_.err, streaming::StdioKind::kStderr);
   if (!in.ok()) return in.status();
   if (!out.ok()) return out.status();
   if (!err.ok()) return err.status();
@@ -90,8 +101,8 @@ absl::StatusOr<ProcessStdio> ProcessIo::Prepare(const std::string& console_path)
     return stdio;
   }
   if (in_ != nullptr) MAGNETAR_RETURN_IF_ERROR(MakePipe(&child_in_, &near_in_, &near_in_));
-  if (out_ != nullptr) MAGNETAR_RETURN_IF_ERROR(MakePipe(&near_out_, &child_out_, &near_out_));
-  if (err_ != nullptr) MAGNETAR_RETURN_IF_ERROR(MakePipe(&near_err_, &child_err_, &near_err_));
+  if (out_ != nullptr) MAGNETAR_RETURN_IF_ERROR(MakeOutputPipe(&near_out_, &child_out_));
+  if (err_ != nullptr) MAGNETAR_RETURN_IF_ERROR(MakeOutputPipe(&near_err_, &child_err_));
   stdio.stdin_fd = child_in_.get();
   stdio.stdout_fd = child_out_.get();
   stdio.stderr_fd = child_err_.get();
@@ -109,7 +120,7 @@ absl::Status ProcessIo::ConnectTerminal() {
   if (!reader.ok()) return reader.status();
   if (out_ == nullptr) {
     // A terminal that nobody reads must not stop its process.
-    out_ = std::make_shared<OutputStream>(executor_);
+    out_ = std::make_shared<streaming::OutputStream>(executor_);
     out_->Discard();
   }
   out_->SetSource(*std::move(reader));
@@ -158,9 +169,9 @@ void ProcessIo::LoseCaller() {
 }
 
 Co<void> ProcessIo::Finish() {
-  const std::shared_ptr<OutputStream> outputs[] = {out_, err_};
+  const std::shared_ptr<streaming::OutputStream> outputs[] = {out_, err_};
   const auto deadline = std::chrono::steady_clock::now() + kFinishTimeout;
-  for (const std::shared_ptr<OutputStream>& output : outputs) {
+  for (const std::shared_ptr<streaming::OutputStream>& output : outputs) {
     if (output != nullptr) co_await output->WaitSent(deadline);
   }
   Forget();

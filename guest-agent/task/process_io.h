@@ -66,8 +66,8 @@ class ProcessIo {
   const Uris uris_;
   std::string in_id_, out_id_, err_id_;
   std::shared_ptr<InputStream> in_;
-  std::shared_ptr<OutputStream> out_;
-  std::shared_ptr<OutputStream> err_;
+  std::shared_ptr<streaming::OutputStream> out_;
+  std::shared_ptr<streaming::OutputStream> err_;
   // The process's ends, until Connect().
   UniqueFd child_in_, child_out_, child_err_;
   // Ours, until Connect().

@@ -4,13 +4,14 @@
 #include <boost/asio/this_coro.hpp>
 #include <utility>
 
+#include "magnetar/streaming/frames.h"
+
 namespace magnetar::guest {
 namespace {
 
 namespace v3 = containerd::task::v3;
 
 constexpr char kTask[] = "containerd.task.v3.Task";
-constexpr char kStreaming[] = "containerd.services.streaming.v1.Streaming";
 
 // A call that is under way when its connection breaks runs to its end: half a
 // container would be worse than an answer that nobody reads.
@@ -73,7 +74,7 @@ std::shared_ptr<const ttrpc::Services> MakeTaskServices(TaskManager& manager,
       [&manager, connection](const ttrpc::CallContext&, v3::ExecProcessRequest request) {
         return ToItsEnd<wire::Empty>(manager.Exec(std::move(request), connection));
       });
-  services->AddStream(kStreaming, "Stream",
+  services->AddStream(streaming::kStreamingService, streaming::kStreamMethod,
                       [&streams, ended = std::move(stream_ended)](
                           const ttrpc::CallContext&, std::shared_ptr<ttrpc::Stream> stream) {
                         return ServeStream(&streams, std::move(stream), ended);

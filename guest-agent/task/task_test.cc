@@ -641,7 +641,7 @@ TEST_F(TaskTest, StdioOverConnections) {
   ASSERT_EQ(Create("c", /*output=*/true), absl::OkStatus());
   ASSERT_EQ(Start(), absl::OkStatus());
   ASSERT_TRUE(loop_.Run((*in)->Receive()).ok());
-  ASSERT_TRUE(loop_.Run((*in)->Send(DataFrame("word\n"))).ok());
+  ASSERT_TRUE(loop_.Run((*in)->Send(streaming::DataFrame("word\n"))).ok());
   const auto frames = loop_.Run(ReadOutput(*out, 65536));
   EXPECT_EQ(frames.data, "got word\n");
   EXPECT_TRUE(frames.ended);

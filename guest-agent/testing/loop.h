@@ -14,10 +14,10 @@
 #include <string>
 #include <utility>
 
-#include "guest-agent/streaming/frames.h"
 #include "magnetar/co.h"
 #include "magnetar/ttrpc/ttrpc.h"
 #include "magnetar/unique_fd.h"
+#include "src/common/streaming/testing.h"
 
 namespace magnetar::guest::testing {
 
@@ -87,58 +87,8 @@ class Wire {
   std::shared_ptr<ttrpc::Client> client;
 };
 
-// containerd's end of a stdio stream.
-inline Co<absl::StatusOr<std::shared_ptr<ttrpc::Stream>>> OpenStdio(
-    std::shared_ptr<ttrpc::Client> client, std::string id) {
-  auto open = client->OpenStream("containerd.services.streaming.v1.Streaming", "Stream");
-  absl::StatusOr<std::shared_ptr<ttrpc::Stream>> stream = co_await std::move(open);
-  if (!stream.ok()) co_return stream.status();
-  auto init = (*stream)->Send(StreamInitFrame(id));
-  const absl::Status sent = co_await std::move(init);
-  if (!sent.ok()) co_return sent;
-  auto receive = (*stream)->Receive();
-  const auto accepted = co_await std::move(receive);
-  if (!accepted.ok()) co_return accepted.status();
-  if (!accepted->has_value()) co_return absl::OutOfRangeError("ended");
-  co_return *stream;
-}
-
-struct Frames {
-  std::string data;
-  std::vector<size_t> sizes;
-  bool ended = false;
-  absl::Status status;
-};
-
-// Reads an output to its end, or until `at_least` bytes are there; grants `grant` once, then as
-// consumed.
-inline Co<Frames> ReadOutput(std::shared_ptr<ttrpc::Stream> stream, int64_t grant,
-                             size_t at_least = std::string::npos) {
-  Frames out;
-  int64_t window = 0;
-  while (out.data.size() < at_least) {
-    if (window < grant) {
-      auto send = stream->Send(WindowUpdateFrame(static_cast<int32_t>(grant)));
-      const absl::Status sent = co_await std::move(send);
-      static_cast<void>(sent);
-      window += grant;
-    }
-    auto receive = stream->Receive();
-    absl::StatusOr<std::optional<std::string>> message = co_await std::move(receive);
-    out.status = message.status();
-    if (!message.ok()) break;
-    if (!message->has_value()) {
-      out.ended = true;
-      break;
-    }
-    const absl::StatusOr<std::string> data = ParseData(**message);
-    out.status = data.status();
-    if (!data.ok()) break;
-    window -= static_cast<int64_t>(data->size());
-    out.sizes.push_back(data->size());
-    out.data += *data;
-  }
-  co_return out;
-}
+using streaming::testing::Frames;
+using streaming::testing::OpenStdio;
+using streaming::testing::ReadOutput;
 
 }  // namespace magnetar::guest::testing

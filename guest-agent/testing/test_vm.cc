@@ -22,9 +22,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "guest-agent/streaming/frames.h"
 #include "magnetar/files.h"
 #include "magnetar/ports.h"
+#include "magnetar/streaming/frames.h"
 
 namespace magnetar::guest::testing {
 namespace {
@@ -305,17 +305,17 @@ TestStream::TestStream(TestVm& vm, const std::string& id) : vm_(vm), client_(vm.
   auto stream = vm.Run(client_->OpenStream("containerd.services.streaming.v1.Streaming", "Stream"));
   Check(stream.status(), "open stream");
   stream_ = *stream;
-  Check(vm.Run(stream_->Send(StreamInitFrame(id))), "StreamInit");
+  Check(vm.Run(stream_->Send(streaming::StreamInitFrame(id))), "StreamInit");
   const auto accepted = vm.Run(stream_->Receive());
   Check(accepted.status(), "accept");
-  if (!accepted->has_value() || **accepted != AcceptedFrame()) Die("accept");
+  if (!accepted->has_value() || **accepted != streaming::AcceptedFrame()) Die("accept");
 }
 
 Co<std::string> TestStream::Collect(size_t at_least) {
   std::string out = std::exchange(rest_, "");
   while (out.size() < at_least) {
     if (window_ < 65536) {
-      auto grant = stream_->Send(WindowUpdateFrame(65536));
+      auto grant = stream_->Send(streaming::WindowUpdateFrame(65536));
       const absl::Status granted = co_await std::move(grant);
       static_cast<void>(granted);
       window_ += 65536;
@@ -327,7 +327,7 @@ Co<std::string> TestStream::Collect(size_t at_least) {
       break;
     }
     if (!message->has_value()) break;
-    const auto data = ParseData(**message);
+    const auto data = streaming::ParseData(**message);
     if (!data.ok()) {
       out += absl::StrCat("<", data.status().ToString(), ">");
       break;
@@ -354,12 +354,12 @@ Co<absl::Status> TestStream::Send(std::string data, bool end) {
       absl::StatusOr<std::optional<std::string>> message = co_await std::move(receive);
       if (!message.ok()) co_return message.status();
       if (!message->has_value()) co_return absl::OutOfRangeError("ended");
-      const auto update = ParseWindowUpdate(**message);
+      const auto update = streaming::ParseWindowUpdate(**message);
       if (!update.ok()) co_return update.status();
       window_ += *update;
     }
     const size_t n = std::min({data.size(), size_t{32768}, static_cast<size_t>(window_)});
-    auto send = stream_->Send(DataFrame(absl::string_view(data).substr(0, n)));
+    auto send = stream_->Send(streaming::DataFrame(absl::string_view(data).substr(0, n)));
     const absl::Status sent = co_await std::move(send);
     if (!sent.ok()) co_return sent;
     window_ -= static_cast<int64_t>(n);

@@ -10,6 +10,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "guest-agent/storage/disks.h"
+#include "magnetar/directory.h"
 #include "magnetar/files.h"
 #include "magnetar/ports.h"
 #include "magnetar/status.h"
@@ -19,15 +20,11 @@ namespace {
 
 constexpr auto kTimeout = std::chrono::seconds(10);
 
-struct DirCloser {
-  void operator()(DIR* dir) const { ::closedir(dir); }
-};
-
 }  // namespace
 
 absl::StatusOr<std::string> FindVirtioPort(const std::string& name, const std::string& sys,
                                            const std::string& dev) {
-  const std::unique_ptr<DIR, DirCloser> dir(::opendir(sys.c_str()));
+  const std::unique_ptr<DIR, DirectoryCloser> dir(::opendir(sys.c_str()));
   while (dir != nullptr) {
     const dirent* entry = ::readdir(dir.get());
     if (entry == nullptr) break;

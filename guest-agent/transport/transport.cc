@@ -56,6 +56,7 @@ absl::Status Transport::Accept(uint32_t port, UniqueFd connection) {
     case kTaskPort:
     case kAgentPort:
     case kForwardPort:
+    case kOutputPort:
       asio::post(main_loop_, [this, port, fd = std::make_shared<UniqueFd>(std::move(connection))] {
         connected_(port, std::move(*fd));
       });
@@ -75,7 +76,7 @@ absl::Status Transport::StartMux() {
 }
 
 absl::Status Transport::StartVsock(uint32_t ready_port) {
-  for (const uint32_t port : {kTaskPort, kAgentPort, kForwardPort, kHeartbeatPort}) {
+  for (const uint32_t port : {kTaskPort, kAgentPort, kForwardPort, kHeartbeatPort, kOutputPort}) {
     absl::StatusOr<UniqueFd> listener = ListenVsock(port);
     if (!listener.ok()) return listener.status();
     auto accept = [this, port](UniqueFd connection) {

@@ -27,7 +27,8 @@ struct TransportOptions {
 // on a disk. Connections to the other ports are handed to the main loop.
 class Transport {
  public:
-  // Called on the main loop with a connection to `port` (kTaskPort, kAgentPort, kForwardPort).
+  // Called on the main loop with a connection to `port` (kTaskPort, kAgentPort, kForwardPort,
+  // kOutputPort).
   using Connected = std::function<void(uint32_t port, UniqueFd connection)>;
   // Called on the transport's thread when the way to the host is lost for good.
   using Lost = std::function<void(absl::Status)>;

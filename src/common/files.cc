@@ -15,6 +15,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "magnetar/directory.h"
 #include "magnetar/status.h"
 #include "magnetar/unique_fd.h"
 
@@ -39,10 +40,6 @@ std::string ParentOf(const std::string& path) {
   if (slash == 0) return "/";
   return path.substr(0, slash);
 }
-
-struct DirCloser {
-  void operator()(DIR* d) const { ::closedir(d); }
-};
 
 // Nothing, and errno, if it fails.
 std::optional<uint64_t> MountIdAt(int dir_fd, const char* name) {
@@ -102,7 +99,7 @@ absl::Status TreeRemover::Run() {
 absl::StatusOr<std::string> TreeRemover::Clear() {
   // A description of its own, which begins at the first entry.
   UniqueFd copy(::openat(directory_.get(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  std::unique_ptr<DIR, DirCloser> dir(copy.ok() ? ::fdopendir(copy.get()) : nullptr);
+  std::unique_ptr<DIR, DirectoryCloser> dir(copy.ok() ? ::fdopendir(copy.get()) : nullptr);
   if (dir == nullptr) return ErrnoStatus(errno, absl::StrCat("open directory ", PathOf("")));
   (void)copy.release();
   // Reading on after a removal may skip entries, so the last pass is one without.

@@ -11,15 +11,12 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "magnetar/child_process.h"
+#include "magnetar/directory.h"
 #include "magnetar/files.h"
 #include "magnetar/status.h"
 
 namespace magnetar::ctl {
 namespace {
-
-struct DirectoryCloser {
-  void operator()(DIR* directory) const { ::closedir(directory); }
-};
 
 absl::StatusOr<std::vector<std::string>> Subdirectories(const std::string& path) {
   std::unique_ptr<DIR, DirectoryCloser> open(::opendir(path.c_str()));

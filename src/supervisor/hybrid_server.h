@@ -8,6 +8,7 @@
 #include "src/supervisor/gate.h"
 #include "src/supervisor/guest_link.h"
 #include "src/supervisor/idle_trim.h"
+#include "src/supervisor/outputs.h"
 
 namespace magnetar::supervisor {
 
@@ -28,11 +29,15 @@ struct GuestAccess {
   // Opens at the knock, or when the VM ends without one: then who waits is sent away.
   Gate* ready_or_ending;
   IdleTrim* trim;
+  // Of the task port.
+  std::shared_ptr<Outputs> outputs;
 };
 
 // Serves `vm.vsock` in the hybrid protocol until the listener is closed: each
 // connection names a port, gets "OK <port>\n" once the guest has accepted, and is relayed. A
-// refusal closes it at once. An error if the listener breaks.
+// refusal closes it at once. What comes for the task port gets its answer at once, since it has to
+// speak before it is known whether it opens an output, which Outputs serves. An error if the
+// listener breaks.
 Co<absl::Status> ServeHybrid(AsyncFd& listener, GuestAccess access, HybridLimits limits = {});
 
 }  // namespace magnetar::supervisor

@@ -10,10 +10,12 @@
 #include "absl/strings/str_cat.h"
 #include "magnetar/event.h"
 #include "magnetar/ports.h"
+#include "magnetar/streaming/frames.h"
 #include "src/supervisor/accept_loop.h"
 #include "src/supervisor/async_test_util.h"
 #include "src/supervisor/attempt.h"
 #include "src/supervisor/hybrid_server.h"
+#include "wire/ttrpc.pb.h"
 
 namespace magnetar::supervisor {
 namespace {
@@ -170,13 +172,16 @@ class FakeLink : public GuestLink {
 class HybridServerTest : public testing::Test {
  protected:
   HybridServerTest() {
-    asio::co_spawn(
-        context_,
-        ServeHybrid(
-            listener_.fd,
-            {.link = link_, .ready = &ready_, .ready_or_ending = &ready_or_ending_, .trim = &trim_},
-            {.connections = 10, .others = 2}),
-        [](std::exception_ptr, const absl::Status&) {});
+    asio::co_spawn(context_,
+                   ServeHybrid(listener_.fd,
+                               {.link = link_,
+                                .ready = &ready_,
+                                .ready_or_ending = &ready_or_ending_,
+                                .trim = &trim_,
+                                .outputs = std::make_shared<Outputs>(context_.get_executor(), link_,
+                                                                     [](const std::string&) {})},
+                               {.connections = 10, .others = 2}),
+                   [](std::exception_ptr, const absl::Status&) {});
   }
   void Knock() {
     ready_.Open();
@@ -244,6 +249,52 @@ TEST_F(HybridServerTest, TheDaemonsPortsHaveRoomOfTheirOwn) {
   RunUntil(context_, [this] { return link_->connecting == 2; });
   const UniqueFd third = Ask();
   RunUntil(context_, [this] { return link_->connecting == 3; });
+}
+
+std::string OpeningOf(const std::string& service, const std::string& stream_id) {
+  ttrpc::Request request;
+  request.set_service(service);
+  request.set_method("Stream");
+  std::string out;
+  for (const auto& [type, body] : {std::pair(1, request.SerializeAsString()),
+                                   std::pair(3, streaming::StreamInitFrame(stream_id))}) {
+    out += {0, 0, 0, static_cast<char>(body.size()), 0, 0, 0, 1, static_cast<char>(type), 0};
+    out += body;
+  }
+  return out;
+}
+
+TEST_F(HybridServerTest, WhatComesForTheTaskPortIsPassedOnWhole) {
+  Knock();
+  for (const std::string& opening :
+       {OpeningOf("containerd.task.v3.Task", "c-stdout"),
+        OpeningOf(streaming::kStreamingService, "c-stdin"), std::string(100000, 'x')}) {
+    const UniqueFd client = Ask(kTaskPort);
+    EXPECT_EQ(Read(client, [](const std::string& text, bool) { return text.size() >= 8; }),
+              "OK 1024\n");
+    auto [near, far] = SocketPair();
+    ASSERT_EQ(::send(client.get(), opening.data(), opening.size(), 0),
+              static_cast<ssize_t>(opening.size()));
+    link_->Answer(std::move(near));
+    EXPECT_TRUE(Read(far, [&](const std::string& text, bool) {
+                  return text.size() >= opening.size();
+                }) == opening);
+  }
+}
+
+TEST_F(HybridServerTest, AnOutputsStreamIsServedHere) {
+  Knock();
+  const UniqueFd client = Ask(kTaskPort);
+  const std::string opening = OpeningOf(streaming::kStreamingService, "c-stdout");
+  ASSERT_EQ(::send(client.get(), opening.data(), opening.size(), 0),
+            static_cast<ssize_t>(opening.size()));
+  // More than the first answer: the stream has been accepted.
+  Read(client, [](const std::string& text, bool) { return text.size() > 8; });
+  auto [near, far] = SocketPair();
+  link_->Answer(std::move(near));
+  EXPECT_EQ(Read(far, [](const std::string& text, bool) { return text.size() >= 9; }),
+            "\x08"
+            "c-stdout");
 }
 
 TEST_F(HybridServerTest, WhoWaitsForAGuestThatEndsIsSentAway) {

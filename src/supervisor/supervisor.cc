@@ -24,6 +24,7 @@
 #include "src/supervisor/hybrid_server.h"
 #include "src/supervisor/idle_trim.h"
 #include "src/supervisor/machine.h"
+#include "src/supervisor/outputs.h"
 #include "src/supervisor/service.h"
 
 namespace magnetar::supervisor {
@@ -120,10 +121,10 @@ absl::Status RunSupervisor(const v1::Launch& launch) {
   ControlServer control(executor, std::move(control_fd), MakeSupervisorService(machine, calls),
                         calls, trim);
 
-  auto link =
-      MakeGuestLink(executor, launch.transport(), [&context, &machine](const std::string& line) {
-        asio::co_spawn(context, LogUnlessEnding(machine, line), asio::detached);
-      });
+  const auto log = [&context, &machine](const std::string& line) {
+    asio::co_spawn(context, LogUnlessEnding(machine, line), asio::detached);
+  };
+  auto link = MakeGuestLink(executor, launch.transport(), log);
   if (!link.ok()) return link.status();
 
   AsyncFd vsock_listener(executor);
@@ -157,7 +158,8 @@ absl::Status RunSupervisor(const v1::Launch& launch) {
     const GuestAccess access{.link = *link,
                              .ready = &machine.ready(),
                              .ready_or_ending = &machine.ready_or_ending(),
-                             .trim = &trim};
+                             .trim = &trim,
+                             .outputs = std::make_shared<Outputs>(executor, *link, log)};
     asio::co_spawn(context, ServeHybrid(vsock_listener, access), end_with("vm.vsock"));
     if (forward_listener.is_open()) {
       asio::co_spawn(context, ServeForward(forward_listener, access, launch.forward_port()),

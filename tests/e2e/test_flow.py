@@ -58,7 +58,8 @@ def test_streams(echoing):
     assert result.stdout.split()[:2] == ["1000000", hashlib.sha256(data).hexdigest()] and "exit code 3" in result.stderr
 
     with Terminal(crictl.command("exec", "-it", container.id, "sh"), rows=33, columns=111) as terminal:
-        terminal.send("stty size; tty; exit 4\n")
+        # containerd sets the size once the process runs.
+        terminal.send("until [ \"$(stty size)\" = \"33 111\" ]; do :; done; stty size; tty; exit 4\n")
         assert "33 111" in terminal.expect("/dev/pts/")
         terminal.wait()
         assert b"exit code 4" in terminal.seen

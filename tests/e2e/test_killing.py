@@ -163,6 +163,8 @@ def test_containerd_restarted(own_stack, before):
     leaver = pod.run("/bin/sh", "-c", "read x; exit 42", stdin=True)
     ended = pod.run("/bin/sh", "-c", "exit 33")
     assert ended.wait_exit() == 33
+    printer = pod.run("/bin/sh", "-c", "n=0; while ! test -e /stop; do n=$((n + 1)); echo $n; done; echo last $n")
+    wait_until(lambda: printer.log.stat().st_size > 100_000, 60, "nothing is printed")
     pid_before = pod.vmm()
     own_stack.containerd.service.kill()
     own_stack.start_containerd()
@@ -173,6 +175,12 @@ def test_containerd_restarted(own_stack, before):
     leaver.exec("sh", "-c", "kill -9 -1; true", check=False)
     leaver.stop(0)
     assert leaver.wait_exit() == 137
+    printer.exec("touch", "/stop")
+    assert printer.wait_exit() == 0
+    *numbers, last = crilog.parse(printer.raw_log())["stdout"].decode().splitlines()
+    # What the killed containerd had read and not written is lost, which is all that it may hold, and a line that this cut in two.
+    missing = int(last.split()[1]) - len(numbers)
+    assert last == f"last {numbers[-1]}" and missing * len(numbers[-1]) < 256 << 10
     finish(own_stack, pod, before)
 
 

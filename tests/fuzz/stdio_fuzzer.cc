@@ -12,9 +12,10 @@
 #include <string>
 #include <utility>
 
-#include "guest-agent/streaming/frames.h"
-#include "guest-agent/streaming/stream_id.h"
 #include "guest-agent/streaming/stream_registry.h"
+#include "magnetar/streaming/frames.h"
+#include "magnetar/streaming/opening.h"
+#include "magnetar/streaming/stream_id.h"
 #include "src/common/ttrpc/testing.h"
 #include "tests/fuzz/peer.h"
 #include "wire/ttrpc.pb.h"
@@ -22,32 +23,45 @@
 namespace magnetar::guest {
 namespace {
 
-constexpr char kService[] = "containerd.services.streaming.v1.Streaming";
-
 void Require(bool condition) {
   if (!condition) std::abort();
 }
 
 void CheckFrames(const std::string& message) {
-  if (const auto data = ParseData(message); data.ok()) {
-    Require(*ParseData(DataFrame(*data)) == *data);
+  if (const auto data = streaming::ParseData(message); data.ok()) {
+    Require(*streaming::ParseData(streaming::DataFrame(*data)) == *data);
   }
-  if (const auto update = ParseWindowUpdate(message); update.ok()) Require(*update >= 0);
-  if (const auto id = ParseStreamInit(message); id.ok()) {
-    Require(*ParseStreamInit(StreamInitFrame(*id)) == *id);
+  if (const auto update = streaming::ParseWindowUpdate(message); update.ok()) Require(*update >= 0);
+  if (const auto id = streaming::ParseStreamInit(message); id.ok()) {
+    Require(*streaming::ParseStreamInit(streaming::StreamInitFrame(*id)) == *id);
     // What becomes a name may stand in a log and in a path.
-    if (ParseStreamId(*id).ok()) Require(id->find_first_of(std::string("/\n\0", 3)) == id->npos);
+    if (streaming::ParseStreamId(*id).ok())
+      Require(id->find_first_of(std::string("/\n\0", 3)) == id->npos);
   }
+}
+
+// Known from the same bytes, in whatever pieces they come.
+void CheckOpening(const std::string& bytes) {
+  streaming::Opening whole;
+  streaming::Opening pieces;
+  const std::string begin = bytes.substr(0, streaming::Opening::kMaxBytes);
+  const bool known = whole.Add(begin);
+  Require(known || begin.size() < streaming::Opening::kMaxBytes);
+  bool known_by_pieces = false;
+  for (size_t at = 0; at < begin.size() && !known_by_pieces; at += 7) {
+    known_by_pieces = pieces.Add(std::string_view(begin).substr(at, 7));
+  }
+  Require(known == known_by_pieces && whole.stream_id() == pieces.stream_id());
 }
 
 // An attachment as containerd begins it.
 std::string Attach(uint32_t stream_id, const std::string& id) {
   ttrpc::Request request;
-  request.set_service(kService);
-  request.set_method("Stream");
+  request.set_service(streaming::kStreamingService);
+  request.set_method(streaming::kStreamMethod);
   return testing::WireFrame(stream_id, ttrpc::FrameType::kRequest, ttrpc::kRemoteOpen,
                             request.SerializeAsString()) +
-         testing::WireFrame(stream_id, ttrpc::FrameType::kData, 0, StreamInitFrame(id));
+         testing::WireFrame(stream_id, ttrpc::FrameType::kData, 0, streaming::StreamInitFrame(id));
 }
 
 void Run(uint8_t how, const std::string& bytes) {
@@ -55,7 +69,7 @@ void Run(uint8_t how, const std::string& bytes) {
   StreamRegistry registry(io.get_executor());
   const auto services = std::make_shared<ttrpc::Services>();
   services->AddStream(
-      kService, "Stream",
+      streaming::kStreamingService, streaming::kStreamMethod,
       [&registry](const ttrpc::CallContext&, std::shared_ptr<ttrpc::Stream> stream) {
         return registry.Serve(std::move(stream));
       });
@@ -98,6 +112,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size == 0) return 0;
   const std::string bytes(reinterpret_cast<const char*>(data) + 1, size - 1);
   magnetar::guest::CheckFrames(bytes);
+  magnetar::guest::CheckOpening(bytes);
   magnetar::guest::Run(data[0], bytes);
   return 0;
 }

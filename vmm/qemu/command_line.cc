@@ -50,7 +50,11 @@ void AddTransport(const Machine& m, Options& out) {
     return;
   }
   out.emplace_back("-chardev", absl::StrCat("socket,id=mux,fd=", m.mux_fd));
-  out.emplace_back("-device", "virtio-serial-pci,id=serial0,max_ports=2,disable-legacy=on");
+  // Emulated, QEMU's main loop would hear of each write by an eventfd: two threads of the host that
+  // wait for each other. This way the processor hands it on itself.
+  out.emplace_back("-device",
+                   absl::StrCat("virtio-serial-pci,id=serial0,max_ports=2,disable-legacy=on",
+                                m.acceleration == Acceleration::kTcg ? ",ioeventfd=off" : ""));
   out.emplace_back(
       "-device", absl::StrCat("virtserialport,bus=serial0.0,nr=1,chardev=mux,name=", kMuxPortName));
 }

@@ -66,9 +66,9 @@ TEST(CommandLine, Golden) {
           "driver=raw,node-name=root,read-only=on,file.driver=file,file.filename=/dev/fdset/1,"
           "file.read-only=on",
           "-device", "virtio-blk-pci,id=root0,drive=root,serial=magnetar-root,disable-legacy=on",
-          "-device", "virtio-scsi-pci,id=scsi0,disable-legacy=on",                  //
-          "-chardev", "socket,id=mux,fd=14",                                        //
-          "-device", "virtio-serial-pci,id=serial0,max_ports=2,disable-legacy=on",  //
+          "-device", "virtio-scsi-pci,id=scsi0,disable-legacy=on",                                //
+          "-chardev", "socket,id=mux,fd=14",                                                      //
+          "-device", "virtio-serial-pci,id=serial0,max_ports=2,disable-legacy=on,ioeventfd=off",  //
           "-device", "virtserialport,bus=serial0.0,nr=1,chardev=mux,name=io.magnetar.mux",
           "-chardev", "socket,id=shared,fd=15",                                 //
           "-device", "vhost-user-fs-pci,id=shared0,chardev=shared,tag=shared",  //

@@ -134,8 +134,9 @@ class Services {
 // at its next co_await; one that must not be interrupted starts with
 //   co_await asio::this_coro::reset_cancellation_state(asio::disable_cancellation());
 // If ServeConnection itself is cancelled, stream handlers get it too.
+// `received`: what has already been read from the socket.
 Co<absl::Status> ServeConnection(UniqueFd socket, std::shared_ptr<const Services> services,
-                                 Limits limits = {});
+                                 Limits limits = {}, std::string received = {});
 
 // One client connection; calls may overlap. All methods on its executor.
 class Client {

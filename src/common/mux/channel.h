@@ -23,6 +23,9 @@ class Channel {
 
   ssize_t Read(void* buffer, size_t size);
   ssize_t Write(const void* buffer, size_t size);
+  // Read() of a socket, to which the peer may pass a descriptor: then `passed` is it, and the last
+  // of the bytes is the one that it came with.
+  ssize_t Receive(void* buffer, size_t size, UniqueFd& passed);
 
   // At most one of each kind pending. A closed channel calls with an error, later.
   void WaitReadable(Waiter waiter);

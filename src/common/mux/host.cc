@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "magnetar/event.h"
 #include "magnetar/mux.h"
+#include "magnetar/ports.h"
 #include "src/common/mux/session.h"
 
 namespace magnetar::mux {
@@ -149,7 +150,7 @@ class HostSession : public Session {
     request->port = port;
     request->far = std::move(pair->second);
     requests_.emplace(id, request);
-    AddPump(id, std::move(pair->first));
+    AddPump(id, std::move(pair->first))->may_widen = port == kOutputPort;
     Flush();
     return request;
   }

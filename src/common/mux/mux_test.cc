@@ -1,7 +1,9 @@
 #include "magnetar/mux.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <boost/asio/buffer.hpp>
 #include <boost/asio/detached.hpp>
@@ -10,7 +12,11 @@
 #include <boost/asio/read.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/write.hpp>
+#include <cerrno>
+#include <csignal>
+#include <cstring>
 #include <deque>
+#include <thread>
 #include <vector>
 
 #include "magnetar/event.h"
@@ -351,6 +357,94 @@ TEST_F(MuxTest, ConnectCanBeCancelled) {
     co_return which.index() == 1;
   };
   EXPECT_TRUE(RunFor(io_, test(host_)).value_or(false));
+}
+
+// With one byte, which is not sent.
+bool Pass(int socket, int fd) {
+  char byte = 'x';
+  iovec data = {&byte, 1};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  msghdr message = {};
+  message.msg_iov = &data;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof(control);
+  cmsghdr* header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(sizeof(int));
+  std::memcpy(CMSG_DATA(header), &fd, sizeof(fd));
+  return ::sendmsg(socket, &message, MSG_NOSIGNAL) == 1;
+}
+
+struct Pipe {
+  Pipe() {
+    int fds[2];
+    if (::pipe2(fds, O_CLOEXEC | O_NONBLOCK) != 0) std::abort();
+    read.reset(fds[0]);
+    write.reset(fds[1]);
+  }
+  UniqueFd read, write;
+};
+
+TEST_F(MuxTest, APassedDescriptorIsReadInTheUsersPlace) {
+  Start();
+  auto [near, far] = Open();
+  ASSERT_EQ(::send(far.native_handle(), "first ", 6, 0), 6);
+  Pipe pipe;
+  ASSERT_TRUE(Pass(far.native_handle(), pipe.read.get()));
+  pipe.read.reset();
+  const std::string data = Pattern(4 << 20, 7);
+  std::thread writer([&] {
+    ::fcntl(pipe.write.get(), F_SETFL, 0);
+    for (size_t at = 0; at < data.size();) {
+      const ssize_t n = ::write(pipe.write.get(), data.data() + at, data.size() - at);
+      if (n <= 0) break;
+      at += static_cast<size_t>(n);
+    }
+    pipe.write.reset();
+  });
+  EXPECT_TRUE(RunFor(io_, ReadToEnd(near)) == "first " + data);
+  writer.join();
+  // The host has got it all, and says so by closing.
+  near.close();
+  EXPECT_EQ(RunFor(io_, ReadToEnd(far)).value_or("late"), "");
+}
+
+TEST_F(MuxTest, WhoeverPassedADescriptorCanGiveUpTheStream) {
+  Start();
+  auto [near, far] = Open();
+  Pipe pipe;
+  ASSERT_TRUE(Pass(far.native_handle(), pipe.read.get()));
+  pipe.read.reset();
+  ASSERT_EQ(::write(pipe.write.get(), "here", 4), 4);
+  std::string got(4, '\0');
+  auto read = [](Socket& socket, std::string& out) -> Co<bool> {
+    auto all = asio::async_read(socket, asio::buffer(out), asio::as_tuple(asio::use_awaitable));
+    auto [error, n] = co_await std::move(all);
+    co_return !error;
+  };
+  ASSERT_TRUE(RunFor(io_, read(near, got)).value_or(false));
+  EXPECT_EQ(got, "here");
+  far.shutdown(Socket::shutdown_both);
+  EXPECT_EQ(RunFor(io_, ReadToEnd(near)).value_or("late"), "");
+  // Nobody reads it any more.
+  const auto nobody_reads = [&] { return ::write(pipe.write.get(), "x", 1) < 0 && errno == EPIPE; };
+  ::signal(SIGPIPE, SIG_IGN);
+  for (int i = 0; i < 100 && !nobody_reads(); ++i) io_.run_one_for(std::chrono::milliseconds(10));
+  EXPECT_TRUE(nobody_reads());
+}
+
+TEST_F(MuxTest, ACloseByTheHostLetsGoOfThePassedDescriptor) {
+  Start();
+  auto [near, far] = Open();
+  Pipe pipe;
+  ASSERT_TRUE(Pass(far.native_handle(), pipe.read.get()));
+  pipe.read.reset();
+  near.close();
+  EXPECT_EQ(RunFor(io_, ReadToEnd(far)).value_or("late"), "");
+  ::signal(SIGPIPE, SIG_IGN);
+  EXPECT_EQ(::write(pipe.write.get(), "x", 1), -1);
 }
 
 TEST_F(MuxTest, Throughput) {

@@ -18,7 +18,10 @@ namespace magnetar::mux {
 namespace {
 
 constexpr size_t kReadBytes = 64 << 10;
-constexpr uint32_t kFrameBytes = 64 << 10;
+// An emulated guest pays for each change between a process that writes and the agent that reads as
+// much as for copying 100 KiB.
+constexpr uint32_t kFrameBytes = 256 << 10;
+constexpr uint32_t kFrameHeaderBytes = 9;
 // What one write takes at least, except for the last of a row: so much Linux' virtio_console passes
 // on at a time (port_fops_write of 6.1), and each piece is a message to the VMM.
 constexpr size_t kWriteBytes = 32 << 10;
@@ -95,7 +98,9 @@ struct Session::Callbacks {
   static ssize_t ReadLength(nghttp2_session*, uint8_t, int32_t, int32_t session_window,
                             int32_t stream_window, uint32_t max_frame, void*) {
     const auto window = static_cast<uint32_t>(std::max(0, std::min(session_window, stream_window)));
-    return std::min({window, max_frame, kFrameBytes});
+    // With its header one write.
+    // With its header whole writes.
+    return std::min({window, max_frame, kFrameBytes - kFrameHeaderBytes});
   }
 
   static int OnError(nghttp2_session*, int, const char* message, size_t size, void* user_data) {
@@ -248,6 +253,13 @@ void Session::Flush() {
 }
 
 bool Session::Gather(const char* data, size_t size) {
+  // What is a whole write already need not be copied.
+  while (output_.empty() && size >= kWriteBytes) {
+    const ssize_t n = channel_->Write(data, size);
+    if (n <= 0) break;
+    data += n;
+    size -= static_cast<size_t>(n);
+  }
   while (output_.size() + size >= kWriteBytes) {
     const size_t part = kWriteBytes - output_.size();
     output_.append(data, part);
@@ -297,7 +309,7 @@ void Session::End(absl::Status status) {
   ended_ = std::move(status);
   if (channel_.has_value()) channel_->Close();
   fd_.reset();
-  for (const auto& [id, pump] : std::exchange(pumps_, {})) pump->near.Close();
+  for (const auto& [id, pump] : std::exchange(pumps_, {})) pump->Close();
   OnEnd(*ended_);
 }
 
@@ -340,27 +352,63 @@ void Session::Reset(int32_t id, uint32_t code) {
 ssize_t Session::ReadNear(int32_t id, uint8_t* buffer, size_t size, uint32_t* flags) {
   const auto it = pumps_.find(id);
   if (it == pumps_.end()) return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
-  const std::shared_ptr<Pump>& pump = it->second;
-  const ssize_t n = pump->near.Read(buffer, size);
-  if (n > 0) return n;
-  if (n < 0 && errno == EAGAIN) {
-    if (!pump->waiting_readable) {
-      pump->waiting_readable = true;
-      pump->near.WaitReadable(
-          [self = shared_from_this(), pump, id](const boost::system::error_code& error) {
-            pump->waiting_readable = false;
-            if (error || self->ended_.has_value() || !pump->stream_open) return;
-            nghttp2_session_resume_data(self->session_, id);
-            self->Flush();
-          });
-    }
-    return NGHTTP2_ERR_DEFERRED;
+  const std::shared_ptr<Pump> pump = it->second;
+  if (pump->source.has_value()) return ReadSource(id, pump, buffer, size, flags);
+  UniqueFd passed;
+  ssize_t n = pump->near.Receive(buffer, size, passed);
+  if (n > 0 && passed.ok()) {
+    pump->source.emplace(*executor_, std::move(passed));
+    ResetWhenNearEnds(id, pump);
+    if (--n == 0) return ReadSource(id, pump, buffer, size, flags);
   }
+  if (n > 0) return n;
+  if (n < 0 && errno == EAGAIN) return Defer(id, pump, pump->near);
   if (n < 0) return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;  // resets the stream
   // Not a half-close: what comes from the other side would have no reader either.
   if (pump->near.PeerGone()) to_reset_.push_back(id);
   *flags |= NGHTTP2_DATA_FLAG_EOF;
   return 0;
+}
+
+ssize_t Session::ReadSource(int32_t id, const std::shared_ptr<Pump>& pump, uint8_t* buffer,
+                            size_t size, uint32_t* flags) {
+  const ssize_t n = pump->source->Read(buffer, size);
+  if (n > 0) return n;
+  if (n < 0 && errno == EAGAIN) return Defer(id, pump, *pump->source);
+  // A terminal's master fails with EIO once its last user is gone; a pipe ends.
+  pump->source->Close();
+  *flags |= NGHTTP2_DATA_FLAG_EOF;
+  return 0;
+}
+
+ssize_t Session::Defer(int32_t id, const std::shared_ptr<Pump>& pump, Channel& channel) {
+  if (!pump->waiting_readable) {
+    pump->waiting_readable = true;
+    channel.WaitReadable(
+        [self = shared_from_this(), pump, id](const boost::system::error_code& error) {
+          pump->waiting_readable = false;
+          if (error || self->ended_.has_value() || !pump->stream_open) return;
+          nghttp2_session_resume_data(self->session_, id);
+          self->Flush();
+        });
+  }
+  return NGHTTP2_ERR_DEFERRED;
+}
+
+// The user of a near end whose source is read sends nothing more: what it does is to go away.
+void Session::ResetWhenNearEnds(int32_t id, const std::shared_ptr<Pump>& pump) {
+  pump->near.WaitReadable(
+      [self = shared_from_this(), pump, id](const boost::system::error_code& error) {
+        if (error || self->ended_.has_value() || !pump->stream_open) return;
+        pump->source->Close();
+        self->Reset(id, NGHTTP2_CANCEL);
+        self->Flush();
+      });
+}
+
+void Session::Pump::Close() {
+  near.Close();
+  if (source.has_value()) source->Close();
 }
 
 void Session::OnData(int32_t id, const uint8_t* data, size_t size) {
@@ -370,6 +418,7 @@ void Session::OnData(int32_t id, const uint8_t* data, size_t size) {
   if (it == pumps_.end()) return;
   const std::shared_ptr<Pump> pump = it->second;
   if (pump->near_gone) return;
+  if (pump->may_widen) Widen(id, *pump, size);
   size_t written = 0;
   if (pump->unwritten.empty()) {
     const ssize_t n = pump->near.Write(data, size);
@@ -385,6 +434,16 @@ void Session::OnData(int32_t id, const uint8_t* data, size_t size) {
   if (written == size) return;
   pump->unwritten.append(reinterpret_cast<const char*>(data) + written, size - written);
   WriteNear(id, pump);
+}
+
+// Most outputs are a few lines, and their windows not worth a message.
+void Session::Widen(int32_t id, Pump& pump, size_t received) {
+  pump.received += received;
+  if (pump.received < limits_.stream_window_bytes / 2) return;
+  pump.may_widen = false;
+  // Only fails without memory, and then the session ends by itself.
+  (void)nghttp2_session_set_local_window_size(session_, NGHTTP2_FLAG_NONE, id,
+                                              static_cast<int32_t>(limits_.output_window_bytes));
 }
 
 // Waits until the near end takes more of what has come for it.
@@ -433,7 +492,7 @@ void Session::OnPeerEnd(int32_t id) {
 void Session::Settle(int32_t id, const std::shared_ptr<Pump>& pump) {
   if (!pump->unwritten.empty()) return;
   if (!pump->stream_open) {
-    pump->near.Close();
+    pump->Close();
     pumps_.erase(id);
   } else if (pump->peer_ended) {
     pump->near.ShutdownWrite();

@@ -35,7 +35,10 @@ class Session : public std::enable_shared_from_this<Session> {
   // The near half of a stream's socketpair.
   struct Pump {
     Pump(const asio::any_io_executor& executor, UniqueFd near) : near(executor, std::move(near)) {}
+    void Close();
     Channel near;
+    // What the near end's user has passed to be read in its place.
+    std::optional<Channel> source;
     std::string unwritten;  // from `unwritten_at` on: received, not yet taken by the near end
     size_t unwritten_at = 0;
     bool waiting_readable = false;
@@ -43,6 +46,8 @@ class Session : public std::enable_shared_from_this<Session> {
     bool peer_ended = false;  // END_STREAM came
     bool near_gone = false;   // both directions: nobody will read what still comes
     bool stream_open = true;  // nghttp2 knows it
+    bool may_widen = false;   // to output_window_bytes
+    size_t received = 0;      // while it may
   };
 
   virtual nghttp2_session* NewSession(const nghttp2_session_callbacks* callbacks,
@@ -86,7 +91,12 @@ class Session : public std::enable_shared_from_this<Session> {
   bool WriteOut(bool all);
 
   ssize_t ReadNear(int32_t id, uint8_t* buffer, size_t size, uint32_t* flags);
+  ssize_t ReadSource(int32_t id, const std::shared_ptr<Pump>& pump, uint8_t* buffer, size_t size,
+                     uint32_t* flags);
+  ssize_t Defer(int32_t id, const std::shared_ptr<Pump>& pump, Channel& channel);
+  void ResetWhenNearEnds(int32_t id, const std::shared_ptr<Pump>& pump);
   void OnData(int32_t id, const uint8_t* data, size_t size);
+  void Widen(int32_t id, Pump& pump, size_t received);
   void OnPeerEnd(int32_t id);
   void OnClose(int32_t id, uint32_t code);
   void WriteNear(int32_t id, const std::shared_ptr<Pump>& pump);

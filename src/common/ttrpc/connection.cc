@@ -48,8 +48,10 @@ Connection::Connection(const asio::any_io_executor& executor, UniqueFd socket, c
   if (error) Close(absl::UnavailableError(absl::StrCat("socket: ", error.message())));
 }
 
-Co<absl::Status> Connection::ReadFrames(Sink sink) {
+Co<absl::Status> Connection::ReadFrames(Sink sink, std::string received) {
   const auto self = shared_from_this();
+  const absl::Status begun = Feed(received, sink);
+  if (!begun.ok()) co_return begun;
   while (true) {
     if (closed()) co_return reason();
     auto readable =
@@ -89,7 +91,11 @@ absl::StatusOr<Connection::ReadResult> Connection::ReadSome(const Sink& sink) {
     if (parser_.InFrame()) return absl::UnavailableError("connection ended inside a frame");
     return ReadResult::kEnd;
   }
-  std::string_view input(buffer, static_cast<size_t>(n));
+  MAGNETAR_RETURN_IF_ERROR(Feed({buffer, static_cast<size_t>(n)}, sink));
+  return static_cast<size_t>(n) == sizeof(buffer) ? ReadResult::kMore : ReadResult::kDrained;
+}
+
+absl::Status Connection::Feed(std::string_view input, const Sink& sink) {
   while (!input.empty()) {
     absl::StatusOr<std::optional<Frame>> frame = parser_.Next(input);
     if (!frame.ok()) return frame.status();
@@ -97,7 +103,7 @@ absl::StatusOr<Connection::ReadResult> Connection::ReadSome(const Sink& sink) {
     MAGNETAR_RETURN_IF_ERROR(sink(*std::move(*frame)));
     if (closed()) return reason();
   }
-  return static_cast<size_t>(n) == sizeof(buffer) ? ReadResult::kMore : ReadResult::kDrained;
+  return absl::OkStatus();
 }
 
 std::shared_ptr<Outgoing> Connection::Queue(uint32_t stream_id, FrameType type, uint8_t flags,

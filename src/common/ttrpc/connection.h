@@ -10,6 +10,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -58,7 +59,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   // Hands every frame to `sink`, in order, until the peer closes (OK), the connection breaks or
   // is closed here, the sink fails, or the coroutine is cancelled. Does not close the connection.
-  Co<absl::Status> ReadFrames(Sink sink);
+  // `received` came first.
+  Co<absl::Status> ReadFrames(Sink sink, std::string received = {});
 
   // Puts a frame last in the queue. A caller that does not wait for it to be written bounds
   // what it queues by other means.
@@ -94,6 +96,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   enum class ReadResult { kDrained, kMore, kEnd };
 
   absl::StatusOr<ReadResult> ReadSome(const Sink& sink);
+  absl::Status Feed(std::string_view input, const Sink& sink);
   void Append(std::shared_ptr<Outgoing> frame);
   void StartWrite();
   void FinishWrite(const boost::system::error_code& error, size_t bytes);

@@ -62,7 +62,7 @@ class ServerConnection : public std::enable_shared_from_this<ServerConnection> {
         limits_(limits),
         finished_(executor) {}
 
-  static Co<absl::Status> Run(std::shared_ptr<ServerConnection> self);
+  static Co<absl::Status> Run(std::shared_ptr<ServerConnection> self, std::string received);
 
  private:
   // A request being served.
@@ -110,10 +110,12 @@ class ServerConnection : public std::enable_shared_from_this<ServerConnection> {
   Event finished_;
 };
 
-Co<absl::Status> ServerConnection::Run(std::shared_ptr<ServerConnection> self) {
+Co<absl::Status> ServerConnection::Run(std::shared_ptr<ServerConnection> self,
+                                       std::string received) {
   co_await asio::this_coro::throw_if_cancelled(false);
   auto reading = self->connection_->ReadFrames(
-      [server = self.get()](Frame frame) { return server->OnFrame(std::move(frame)); });
+      [server = self.get()](Frame frame) { return server->OnFrame(std::move(frame)); },
+      std::move(received));
   const absl::Status status = co_await std::move(reading);
 
   const absl::Status gone = absl::UnavailableError(
@@ -382,12 +384,12 @@ void ServerConnection::RefuseStream(uint32_t id, Active& active, const absl::Sta
 }  // namespace
 
 Co<absl::Status> ServeConnection(UniqueFd socket, std::shared_ptr<const Services> services,
-                                 Limits limits) {
+                                 Limits limits, std::string received) {
   const asio::any_io_executor executor = co_await asio::this_coro::executor;
   auto server =
       std::make_shared<ServerConnection>(executor, std::move(socket), std::move(services), limits);
   // A coroutine of its own: it must go on after a cancellation, to wait for its handlers.
-  auto run = ServerConnection::Run(std::move(server));
+  auto run = ServerConnection::Run(std::move(server), std::move(received));
   auto running = asio::co_spawn(executor, std::move(run), asio::use_awaitable);
   co_return co_await std::move(running);
 }

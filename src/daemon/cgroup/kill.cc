@@ -17,10 +17,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "magnetar/directory.h"
 #include "magnetar/files.h"
 #include "magnetar/status.h"
 #include "magnetar/unique_fd.h"
-#include "src/daemon/cgroup/directory.h"
 
 namespace magnetar::daemon {
 namespace {

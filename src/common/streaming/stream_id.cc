@@ -1,4 +1,4 @@
-#include "guest-agent/streaming/stream_id.h"
+#include "magnetar/streaming/stream_id.h"
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
@@ -7,7 +7,7 @@
 #include "absl/strings/strip.h"
 #include "magnetar/ids.h"
 
-namespace magnetar::guest {
+namespace magnetar::streaming {
 namespace {
 
 // What a log line or an error quotes of a strange name.
@@ -63,4 +63,4 @@ absl::StatusOr<std::string> StreamIdOfUri(absl::string_view uri, StdioKind kind)
   return id;
 }
 
-}  // namespace magnetar::guest
+}  // namespace magnetar::streaming

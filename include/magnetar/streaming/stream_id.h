@@ -5,7 +5,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 
-namespace magnetar::guest {
+namespace magnetar::streaming {
 
 enum class StdioKind { kStdin, kStdout, kStderr };
 
@@ -18,4 +18,4 @@ absl::StatusOr<StdioKind> ParseStreamId(absl::string_view id);
 // files, binaries: those live on the host), and for an id of another kind.
 absl::StatusOr<std::string> StreamIdOfUri(absl::string_view uri, StdioKind kind);
 
-}  // namespace magnetar::guest
+}  // namespace magnetar::streaming

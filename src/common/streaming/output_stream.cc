@@ -1,5 +1,7 @@
-#include "guest-agent/streaming/output_stream.h"
+#include "magnetar/streaming/output_stream.h"
 
+#include <fcntl.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -12,10 +14,9 @@
 #include <cerrno>
 #include <utility>
 
-#include "guest-agent/streaming/frames.h"
-#include "guest-agent/util/log.h"
+#include "magnetar/streaming/frames.h"
 
-namespace magnetar::guest {
+namespace magnetar::streaming {
 namespace {
 
 using Clock = std::chrono::steady_clock;
@@ -25,6 +26,8 @@ using Clock = std::chrono::steady_clock;
 constexpr int kBurstFrames = 24;
 constexpr size_t kSmallFrameBytes = 4 << 10;
 constexpr auto kPace = std::chrono::milliseconds(25);
+// Within which whoever opens a stream has got here after the call that names it.
+constexpr auto kOpening = std::chrono::seconds(1);
 // Of one stream, before others get their turn.
 constexpr int kReadsInARow = 8;
 
@@ -33,6 +36,13 @@ std::array<char, OutputStream::kBufferBytes> input;
 // The memory of the buffer that was emptied last: an idle stream keeps none, and a busy one does
 // not allocate for every read.
 std::string spare;
+
+// Whether nothing is left to read and nothing will come.
+bool AtEnd(int fd) {
+  pollfd entry = {fd, POLLIN, 0};
+  return ::poll(&entry, 1, 0) == 1 && (entry.revents & POLLIN) == 0 &&
+         (entry.revents & (POLLHUP | POLLERR)) != 0;
+}
 
 }  // namespace
 
@@ -51,9 +61,16 @@ struct OutputStream::Attachment {
 OutputStream::OutputStream(const asio::any_io_executor& executor)
     : executor_(executor), source_(executor), changed_(executor) {}
 
+void OutputStream::Claim() {
+  claimed_ = true;
+  changed_.NotifyAll();
+}
+
 void OutputStream::SetSource(UniqueFd source) {
   source_.assign(source.release());
   source_.native_non_blocking(true);
+  has_source_ = true;
+  changed_.NotifyAll();
   asio::co_spawn(executor_, ReadSource(shared_from_this()), asio::detached);
 }
 
@@ -61,13 +78,14 @@ void OutputStream::EndSource() {
   ended_ = true;
   boost::system::error_code ignored;
   source_.close(ignored);
-  changed_.Notify();
+  changed_.NotifyAll();
 }
 
 void OutputStream::Discard() {
   discard_ = true;
   DropAll();
-  changed_.Notify();
+  changed_.NotifyAll();
+  if (reader_ != nullptr) reader_->Cut();
 }
 
 void OutputStream::Abandon() {
@@ -75,15 +93,70 @@ void OutputStream::Abandon() {
   EndSource();
 }
 
+void OutputStream::Break(absl::Status why) {
+  broken_ = std::move(why);
+  Abandon();
+}
+
 Co<void> OutputStream::WaitSent(Clock::time_point deadline) {
-  while (!end_sent_ && peer_ != nullptr && Clock::now() < deadline) {
-    co_await changed_.WaitUntil(deadline);
+  const Clock::time_point opening = std::min(deadline, Clock::now() + kOpening);
+  while (!end_sent_ && (attached() || !was_attached_)) {
+    const Clock::time_point until = attached() ? deadline : opening;
+    if (Clock::now() >= until) break;
+    co_await changed_.WaitUntil(until);
   }
+}
+
+void OutputStream::Attach(std::shared_ptr<Reader> reader) {
+  ReplacePeer();
+  const std::shared_ptr<Reader> old = std::exchange(reader_, std::move(reader));
+  was_attached_ = true;
+  if (old != nullptr) old->Cut();
+  // It reads no more on its own, unless for nobody.
+  if (has_source_ && !ended_ && !discard_) source_.cancel();
+  changed_.NotifyAll();
+}
+
+std::optional<OutputStream::Source> OutputStream::Take(const Reader& reader) {
+  if (reader_.get() != &reader || taken_by_ != nullptr || sending_ || discard_) return std::nullopt;
+  if (!has_source_ && !ended_) return std::nullopt;
+  Source source;
+  if (!ended_) {
+    source.fd.reset(::fcntl(source_.native_handle(), F_DUPFD_CLOEXEC, 0));
+    if (!source.fd.ok()) {
+      reader_->Cut();
+      return std::nullopt;
+    }
+  }
+  source.unsent = std::string(Unsent());
+  DropAll();
+  taken_by_ = &reader;
+  return source;
+}
+
+void OutputStream::Detach(const Reader& reader) {
+  if (taken_by_ == &reader) {
+    taken_by_ = nullptr;
+    if (!ended_ && AtEnd(source_.native_handle())) EndSource();
+    if (ended_) end_sent_ = true;
+  }
+  if (reader_.get() == &reader) reader_ = nullptr;
+  changed_.NotifyAll();
+}
+
+void OutputStream::ReplacePeer() {
+  if (peer_ == nullptr) return;
+  peer_->replaced = true;
+  peer_->stream->Cancel();
 }
 
 Co<void> OutputStream::ReadSource(std::shared_ptr<OutputStream> self) {
   int reads = 0;
   while (!self->ended_) {
+    if (self->taken_by_ != nullptr || (self->reader_ != nullptr && !self->discard_)) {
+      co_await self->changed_.Wait();
+      continue;
+    }
     const size_t unsent = self->Unsent().size();
     // Not a few bytes at a time: whoever writes would be woken for each.
     if (!self->discard_ && unsent > kBufferBytes / 2) {
@@ -107,7 +180,8 @@ Co<void> OutputStream::ReadSource(std::shared_ptr<OutputStream> self) {
     auto wait = self->source_.async_wait(asio::posix::descriptor_base::wait_read,
                                          asio::as_tuple(asio::use_awaitable));
     const auto [error] = co_await std::move(wait);
-    // EndSource() has closed it, or it cannot be waited for.
+    // A reader has come.
+    if (error == asio::error::operation_aborted) continue;
     if (error) {
       self->EndSource();
       break;
@@ -129,7 +203,7 @@ ssize_t OutputStream::ReadSome() {
     buffer_.erase(0, std::exchange(sent_, 0));
   }
   buffer_.append(input.data(), static_cast<size_t>(n));
-  changed_.Notify();
+  changed_.NotifyAll();
   return n;
 }
 
@@ -173,9 +247,9 @@ Co<void> OutputStream::ReadWindow(std::shared_ptr<OutputStream> self,
     }
     attachment->window = std::min(attachment->window + *update, kMaxWindowBytes);
     attachment->small_frames = 0;
-    self->changed_.Notify();
+    self->changed_.NotifyAll();
   }
-  self->changed_.Notify();
+  self->changed_.NotifyAll();
 }
 
 bool OutputStream::HoldBack(const Attachment& attachment) const {
@@ -185,11 +259,12 @@ bool OutputStream::HoldBack(const Attachment& attachment) const {
 
 Co<absl::Status> OutputStream::SendTo(std::shared_ptr<Attachment> attachment) {
   while (!attachment->replaced && !attachment->over) {
+    if (!broken_.ok()) co_return broken_;
     if (Unsent().empty() && ended_) {
       auto close = attachment->stream->CloseSend();
       const absl::Status status = co_await std::move(close);
       if (status.ok()) end_sent_ = true;
-      changed_.Notify();
+      changed_.NotifyAll();
       co_return status;
     }
     if (Unsent().empty() || attachment->window <= 0) {
@@ -207,7 +282,7 @@ Co<absl::Status> OutputStream::SendTo(std::shared_ptr<Attachment> attachment) {
     // Unsent bytes stay for the next peer. All frames but the last one are full.
     DropSent(std::min(n, sent.sent * kFrameBytes));
     sending_ = false;
-    changed_.Notify();
+    changed_.NotifyAll();
     if (!sent.status.ok()) co_return sent.status;
     attachment->window -= static_cast<int64_t>(n);
     if (n < kSmallFrameBytes) {
@@ -221,13 +296,14 @@ Co<absl::Status> OutputStream::SendTo(std::shared_ptr<Attachment> attachment) {
 
 Co<absl::Status> OutputStream::Serve(std::shared_ptr<ttrpc::Stream> peer) {
   auto self = shared_from_this();
-  auto attachment = std::make_shared<Attachment>(std::move(peer));
-  if (peer_ != nullptr) {
-    peer_->replaced = true;
-    peer_->stream->Cancel();
+  if (reader_ != nullptr) {
+    co_return absl::FailedPreconditionError("the host reads this stream by itself");
   }
+  auto attachment = std::make_shared<Attachment>(std::move(peer));
+  ReplacePeer();
   peer_ = attachment;
-  changed_.Notify();
+  was_attached_ = true;
+  changed_.NotifyAll();
   asio::co_spawn(executor_, ReadWindow(self, attachment), asio::detached);
   // What the last one has got is known once its send has ended.
   while (sending_) co_await changed_.Wait();
@@ -238,8 +314,8 @@ Co<absl::Status> OutputStream::Serve(std::shared_ptr<ttrpc::Stream> peer) {
   if (!status.ok()) attachment->stream->Cancel();
   attachment->over = true;
   if (peer_ == attachment) peer_ = nullptr;
-  changed_.Notify();
+  changed_.NotifyAll();
   co_return status;
 }
 
-}  // namespace magnetar::guest
+}  // namespace magnetar::streaming

@@ -1,4 +1,4 @@
-#include "guest-agent/streaming/frames.h"
+#include "magnetar/streaming/frames.h"
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
@@ -6,7 +6,7 @@
 #include "containerd/transfer.pb.h"
 #include "wire/wkt.pb.h"
 
-namespace magnetar::guest {
+namespace magnetar::streaming {
 namespace {
 
 constexpr absl::string_view kInit = "containerd.services.streaming.v1.StreamInit";
@@ -83,4 +83,4 @@ std::string DataFrame(absl::string_view data) {
   return Pack(message, kData);
 }
 
-}  // namespace magnetar::guest
+}  // namespace magnetar::streaming

@@ -4,17 +4,18 @@
 #include <boost/asio/posix/stream_descriptor.hpp>
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
-#include "guest-agent/util/notifier.h"
 #include "magnetar/co.h"
+#include "magnetar/event.h"
 #include "magnetar/ttrpc/ttrpc.h"
 #include "magnetar/unique_fd.h"
 
-namespace magnetar::guest {
+namespace magnetar::streaming {
 
 // stdout or stderr of a process: from a pipe (or a terminal's master) to whoever
 // is attached, within the window that the peer grants. What is read and not yet
@@ -27,14 +28,32 @@ namespace magnetar::guest {
 // Frames as containerd's core/transfer/streaming (2.1.9) reads them: WindowUpdate
 // comes in, Data of at most 32 KiB goes out, an empty Data frame ends.
 //
+// A Reader may take the source itself, and read it in this object's place.
+//
 // One thread; always owned by a shared_ptr.
 class OutputStream : public std::enable_shared_from_this<OutputStream> {
  public:
   static constexpr size_t kBufferBytes = 128 << 10;
   static constexpr size_t kFrameBytes = 32 << 10;
 
+  class Reader {
+   public:
+    virtual ~Reader() = default;
+    // It has to let go of the source, and to detach.
+    virtual void Cut() = 0;
+  };
+  struct Source {
+    // Was read and comes first.
+    std::string unsent;
+    // Not ok(): that was all.
+    UniqueFd fd;
+  };
+
   explicit OutputStream(const asio::any_io_executor& executor);
 
+  // A process has it.
+  void Claim();
+  bool claimed() const { return claimed_; }
   // Begins to read. Once.
   void SetSource(UniqueFd source);
   // No more will come: what was read is still sent, then the end.
@@ -43,14 +62,29 @@ class OutputStream : public std::enable_shared_from_this<OutputStream> {
   void Discard();
   // Ends and forgets everything; a peer gets the end without the rest.
   void Abandon();
+  // The same, and a peer gets the error.
+  void Break(absl::Status why);
 
-  bool attached() const { return peer_ != nullptr; }
-  // Returns when the end has been sent, or at `deadline`, or when nobody is
-  // attached to whom it could be sent.
+  bool attached() const { return peer_ != nullptr || reader_ != nullptr; }
+  bool end_sent() const { return end_sent_; }
+  // Returns when the end has been sent, or at `deadline`, or when nobody is attached to whom it
+  // could be sent. Somebody who never was may be on the way, and is given a moment.
   Co<void> WaitSent(std::chrono::steady_clock::time_point deadline);
+  // Returns at the next change of any of this.
+  Co<void> Changed() { return changed_.Wait(); }
+  void Wake() { changed_.NotifyAll(); }
+
+  // Takes over from whoever is attached.
+  void Attach(std::shared_ptr<Reader> reader);
+  // For an attached reader, once. nullopt: nothing is there to be taken yet.
+  std::optional<Source> Take(const Reader& reader);
+  // The reader is through with it. A source at its end counts as delivered; any other one is read
+  // here again.
+  void Detach(const Reader& reader);
 
   // Serves one attachment until it is over. A new one takes over from the old
-  // (which ends with CANCELLED) and from its first unsent byte.
+  // (which ends with CANCELLED) and from its first unsent byte. FAILED_PRECONDITION: a reader has
+  // it.
   Co<absl::Status> Serve(std::shared_ptr<ttrpc::Stream> peer);
 
  private:
@@ -67,20 +101,27 @@ class OutputStream : public std::enable_shared_from_this<OutputStream> {
   std::vector<std::string> NextFrames(int64_t window) const;
   void DropSent(size_t bytes);
   void DropAll();
+  void ReplacePeer();
   // Small frames in quick succession are held back for a moment, so that a
   // reader that pauses does not find too many of them.
   bool HoldBack(const Attachment& attachment) const;
 
   asio::any_io_executor executor_;
   asio::posix::stream_descriptor source_;
-  Notifier changed_;
+  Event changed_;
   std::string buffer_;
   size_t sent_ = 0;  // of buffer_
   bool sending_ = false;
   bool ended_ = false;
   bool end_sent_ = false;
   bool discard_ = false;
+  bool claimed_ = false;
+  bool has_source_ = false;
+  bool was_attached_ = false;
+  absl::Status broken_;
   std::shared_ptr<Attachment> peer_;
+  std::shared_ptr<Reader> reader_;
+  const Reader* taken_by_ = nullptr;
 };
 
-}  // namespace magnetar::guest
+}  // namespace magnetar::streaming

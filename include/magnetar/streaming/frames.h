@@ -9,7 +9,10 @@
 // Messages of a stdio stream: an Any that holds StreamInit, Data or WindowUpdate.
 // Facts: containerd 2.1.9 core/streaming/proxy/streaming.go and
 // core/transfer/streaming; type URLs there are bare message names.
-namespace magnetar::guest {
+namespace magnetar::streaming {
+
+inline constexpr char kStreamingService[] = "containerd.services.streaming.v1.Streaming";
+inline constexpr char kStreamMethod[] = "Stream";
 
 // A peer that grants more means the same.
 inline constexpr int64_t kMaxWindowBytes = 16 << 20;
@@ -25,4 +28,4 @@ std::string WindowUpdateFrame(int32_t update);
 absl::StatusOr<std::string> ParseData(const std::string& message);
 std::string DataFrame(absl::string_view data);
 
-}  // namespace magnetar::guest
+}  // namespace magnetar::streaming

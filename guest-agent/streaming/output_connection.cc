@@ -1,0 +1,145 @@
+#include "guest-agent/streaming/output_connection.h"
+
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <array>
+#include <boost/asio/as_tuple.hpp>
+#include <boost/asio/buffer.hpp>
+#include <boost/asio/read.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <boost/asio/write.hpp>
+#include <cerrno>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "magnetar/output.h"
+#include "magnetar/status.h"
+
+namespace magnetar::guest {
+namespace {
+
+constexpr size_t kCopyBytes = 64 << 10;
+
+absl::Status Broken(const boost::system::error_code& error) {
+  return absl::UnavailableError(absl::StrCat("the output's connection: ", error.message()));
+}
+
+}  // namespace
+
+OutputConnection::OutputConnection(const asio::any_io_executor& executor, UniqueFd socket)
+    : socket_(executor, socket.release()), source_(executor) {
+  socket_.non_blocking(true);
+}
+
+Co<absl::StatusOr<std::string>> OutputConnection::ReadId() {
+  uint8_t size = 0;
+  const auto size_buffer = asio::buffer(&size, 1);
+  auto [size_error, size_read] =
+      co_await asio::async_read(socket_, size_buffer, asio::as_tuple(asio::use_awaitable));
+  if (size_error) co_return Broken(size_error);
+  std::string id(size, '\0');
+  const auto id_buffer = asio::buffer(id);
+  auto [id_error, id_read] =
+      co_await asio::async_read(socket_, id_buffer, asio::as_tuple(asio::use_awaitable));
+  if (id_error) co_return Broken(id_error);
+  co_return id;
+}
+
+Co<absl::Status> OutputConnection::Write(std::string_view data) {
+  const auto buffer = asio::buffer(data.data(), data.size());
+  auto [error, n] =
+      co_await asio::async_write(socket_, buffer, asio::as_tuple(asio::use_awaitable));
+  co_return error ? Broken(error) : absl::OkStatus();
+}
+
+Co<absl::Status> OutputConnection::SendClaimed() {
+  const char claimed = kOutputClaimed;
+  auto write = Write({&claimed, 1});
+  co_return co_await std::move(write);
+}
+
+Co<absl::Status> OutputConnection::Send(streaming::OutputStream::Source source) {
+  if (!source.unsent.empty()) {
+    auto write = Write(source.unsent);
+    const absl::Status status = co_await std::move(write);
+    if (!status.ok()) co_return status;
+    source.unsent = std::string();
+  }
+  if (source.fd.ok()) {
+    int family = 0;
+    socklen_t size = sizeof(family);
+    ::getsockopt(socket_.native_handle(), SOL_SOCKET, SO_DOMAIN, &family, &size);
+    if (family == AF_UNIX) co_return Pass(source.fd);
+    auto copy = Copy(std::move(source.fd));
+    const absl::Status status = co_await std::move(copy);
+    if (!status.ok()) co_return status;
+  }
+  ::shutdown(socket_.native_handle(), SHUT_WR);
+  co_return absl::OkStatus();
+}
+
+absl::Status OutputConnection::Pass(const UniqueFd& source) {
+  char byte = 0;
+  iovec data = {&byte, 1};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  msghdr message = {};
+  message.msg_iov = &data;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof(control);
+  cmsghdr* header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(sizeof(int));
+  const int fd = source.get();
+  std::memcpy(CMSG_DATA(header), &fd, sizeof(fd));
+  // The socket's buffer has room: all that was written before fits in half of it.
+  if (::sendmsg(socket_.native_handle(), &message, MSG_NOSIGNAL) != 1) {
+    return ErrnoStatus(errno, "pass an output to the multiplexer");
+  }
+  return absl::OkStatus();
+}
+
+Co<absl::Status> OutputConnection::Copy(UniqueFd source) {
+  source_.assign(source.release());
+  std::vector<char> chunk(kCopyBytes);
+  while (!gone_) {
+    const ssize_t n = ::read(source_.native_handle(), chunk.data(), chunk.size());
+    if (n > 0) {
+      auto write = Write({chunk.data(), static_cast<size_t>(n)});
+      const absl::Status status = co_await std::move(write);
+      if (!status.ok()) co_return status;
+      continue;
+    }
+    if (n < 0 && errno == EINTR) continue;
+    // A terminal's master fails with EIO once its last user is gone; a pipe ends.
+    if (n == 0 || errno != EAGAIN) co_return absl::OkStatus();
+    auto [error] = co_await source_.async_wait(asio::posix::descriptor_base::wait_read,
+                                               asio::as_tuple(asio::use_awaitable));
+    if (error && !gone_) co_return Broken(error);
+  }
+  co_return absl::CancelledError("the output's connection is closed");
+}
+
+void OutputConnection::Watch(std::function<void()> gone) {
+  // The host sends nothing after the id.
+  socket_.async_wait(
+      asio::posix::descriptor_base::wait_read,
+      [self = shared_from_this(), gone = std::move(gone)](const boost::system::error_code&) {
+        self->gone_ = true;
+        self->Cut();
+        gone();
+      });
+}
+
+void OutputConnection::Cut() {
+  ::shutdown(socket_.native_handle(), SHUT_RDWR);
+  boost::system::error_code ignored;
+  source_.cancel(ignored);
+}
+
+}  // namespace magnetar::guest

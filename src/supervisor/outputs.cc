@@ -1,0 +1,187 @@
+#include "src/supervisor/outputs.h"
+
+#include <fcntl.h>
+#include <sys/socket.h>
+
+#include <boost/asio/bind_cancellation_slot.hpp>
+#include <boost/asio/cancellation_signal.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <cerrno>
+#include <chrono>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "magnetar/output.h"
+#include "magnetar/ports.h"
+#include "magnetar/status.h"
+#include "magnetar/streaming/frames.h"
+#include "magnetar/streaming/output_stream.h"
+#include "magnetar/streaming/stream_id.h"
+#include "src/supervisor/async_fd.h"
+#include "src/supervisor/attempt.h"
+
+namespace magnetar::supervisor {
+namespace {
+
+using streaming::OutputStream;
+
+constexpr std::chrono::seconds kGuestDeadline{10};
+// containerd up to 2.2 never closes a stream's connection.
+constexpr std::chrono::milliseconds kLinger{50};
+constexpr ttrpc::Limits kLimits = {.max_received_bytes = 64 << 10,
+                                   .max_streams = 4,
+                                   .max_stream_backlog_bytes = 256 << 10,
+                                   .max_buffered_bytes = 1 << 20};
+
+Co<absl::Status> ReadClaimed(AsyncFd& guest) {
+  while (true) {
+    char claimed = 0;
+    const ssize_t n = ::recv(guest.native_handle(), &claimed, 1, 0);
+    if (n == 1 && claimed == kOutputClaimed) co_return absl::OkStatus();
+    if (n == 1) co_return absl::InternalError("the guest's answer is none");
+    if (n == 0) co_return absl::NotFoundError("the guest has no such stream");
+    if (errno != EAGAIN && errno != EINTR) co_return ErrnoStatus(errno, "recv");
+    auto wait = WaitReadable(guest);
+    const absl::Status status = co_await std::move(wait);
+    if (!status.ok()) co_return status;
+  }
+}
+
+}  // namespace
+
+// The connection of one stream, which ends soon after it.
+struct Outputs::Client : std::enable_shared_from_this<Client> {
+  explicit Client(const asio::any_io_executor& executor) : linger(executor) {}
+
+  void CloseSoon() {
+    linger.expires_after(kLinger);
+    linger.async_wait([self = shared_from_this()](boost::system::error_code error) {
+      if (!error) self->cancel.emit(asio::cancellation_type::terminal);
+    });
+  }
+
+  asio::cancellation_signal cancel;
+  asio::steady_timer linger;
+};
+
+struct Outputs::Output {
+  Output(const asio::any_io_executor& executor, std::string name)
+      : id(std::move(name)), stream(std::make_shared<OutputStream>(executor)), guest(executor) {}
+
+  const std::string id;
+  const std::shared_ptr<OutputStream> stream;
+  AsyncFd guest;
+  // The guest has nothing more to say about it.
+  bool over = false;
+  bool forgotten = false;
+};
+
+std::shared_ptr<Outputs::Output> Outputs::Find(const std::string& id) {
+  const auto it = outputs_.find(id);
+  if (it != outputs_.end()) return it->second;
+  const auto output = std::make_shared<Output>(executor_, id);
+  outputs_[id] = output;
+  asio::co_spawn(executor_, Run(shared_from_this(), output), asio::detached);
+  return output;
+}
+
+Co<absl::Status> Outputs::Open(std::shared_ptr<Output> output) {
+  auto connect = Bounded({.limit = kGuestDeadline}, link_->Connect(kOutputPort));
+  absl::StatusOr<UniqueFd> guest = co_await std::move(connect);
+  if (!guest.ok()) co_return guest.status();
+  if (output->forgotten) co_return absl::CancelledError("nobody waits for it");
+  output->guest.assign(guest->release());
+  std::string name = absl::StrCat(std::string(1, static_cast<char>(output->id.size())), output->id);
+  auto write = WriteAll(output->guest, std::move(name));
+  absl::Status status = co_await std::move(write);
+  if (!status.ok()) co_return status;
+  auto claimed = ReadClaimed(output->guest);
+  status = co_await std::move(claimed);
+  if (!status.ok()) co_return status;
+  UniqueFd source(::fcntl(output->guest.native_handle(), F_DUPFD_CLOEXEC, 0));
+  if (!source.ok()) co_return ErrnoStatus(errno, "duplicate the connection");
+  output->stream->Claim();
+  output->stream->SetSource(std::move(source));
+  co_return absl::OkStatus();
+}
+
+Co<void> Outputs::Run(std::shared_ptr<Outputs> self, std::shared_ptr<Output> output) {
+  auto open = self->Open(output);
+  const absl::Status opened = co_await std::move(open);
+  if (output->forgotten) co_return;
+  if (opened.ok()) {
+    auto hangup = WaitHangup(output->guest);
+    const absl::Status status = co_await std::move(hangup);
+    static_cast<void>(status);
+  } else {
+    self->log_(absl::StrCat("stream ", output->id, ": ", opened.ToString()));
+    output->stream->Break(opened);
+  }
+  output->over = true;
+  self->ForgetIfOver(output);
+}
+
+void Outputs::ForgetIfOver(const std::shared_ptr<Output>& output) {
+  const OutputStream& stream = *output->stream;
+  if (output->forgotten || stream.attached()) return;
+  if (!output->over && stream.claimed() && !stream.end_sent()) return;
+  output->forgotten = true;
+  output->stream->Abandon();
+  boost::system::error_code ignored;
+  // The guest learns by this that all was delivered, or that nobody wants it.
+  output->guest.close(ignored);
+  outputs_.erase(output->id);
+}
+
+Co<absl::Status> Outputs::ServeStream(std::shared_ptr<Outputs> self, std::shared_ptr<Client> client,
+                                      std::shared_ptr<ttrpc::Stream> peer) {
+  auto serve = self->Deliver(std::move(peer));
+  const absl::Status status = co_await std::move(serve);
+  client->CloseSoon();
+  co_return status;
+}
+
+Co<absl::Status> Outputs::Deliver(std::shared_ptr<ttrpc::Stream> peer) {
+  auto receive = peer->Receive();
+  const absl::StatusOr<std::optional<std::string>> first = co_await std::move(receive);
+  if (!first.ok()) co_return first.status();
+  if (!first->has_value()) co_return absl::InvalidArgumentError("the stream ended before its name");
+  const absl::StatusOr<std::string> id = streaming::ParseStreamInit(**first);
+  if (!id.ok()) co_return id.status();
+  const absl::StatusOr<streaming::StdioKind> kind = streaming::ParseStreamId(*id);
+  if (!kind.ok()) co_return kind.status();
+  if (*kind == streaming::StdioKind::kStdin || id->size() > kMaxOutputIdBytes) {
+    co_return absl::InvalidArgumentError("the stream is no output");
+  }
+  const std::shared_ptr<Output> output = Find(*id);
+  auto accepted = peer->Send(streaming::AcceptedFrame());
+  absl::Status status = co_await std::move(accepted);
+  if (status.ok()) {
+    auto serve = output->stream->Serve(peer);
+    status = co_await std::move(serve);
+  }
+  ForgetIfOver(output);
+  co_return status;
+}
+
+Co<void> Outputs::Serve(UniqueFd socket, std::string received) {
+  const auto client = std::make_shared<Client>(executor_);
+  auto services = std::make_shared<ttrpc::Services>();
+  services->AddStream(streaming::kStreamingService, streaming::kStreamMethod,
+                      [self = shared_from_this(), client](const ttrpc::CallContext&,
+                                                          std::shared_ptr<ttrpc::Stream> stream) {
+                        return ServeStream(self, client, std::move(stream));
+                      });
+  auto serve =
+      ttrpc::ServeConnection(std::move(socket), std::move(services), kLimits, std::move(received));
+  auto slot = asio::bind_cancellation_slot(client->cancel.slot(), asio::use_awaitable);
+  auto served = asio::co_spawn(executor_, std::move(serve), std::move(slot));
+  const absl::Status status = co_await std::move(served);
+  static_cast<void>(status);
+  client->linger.cancel();
+}
+
+}  // namespace magnetar::supervisor
