@@ -1,11 +1,13 @@
 #include "guest-agent/streaming/output_connection.h"
 
+#include <fcntl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <array>
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/buffer.hpp>
+#include <boost/asio/post.hpp>
 #include <boost/asio/read.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/asio/write.hpp>
@@ -13,7 +15,6 @@
 #include <cstdint>
 #include <cstring>
 #include <utility>
-#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "magnetar/output.h"
@@ -22,10 +23,20 @@
 namespace magnetar::guest {
 namespace {
 
-constexpr size_t kCopyBytes = 64 << 10;
+// What is being copied, of any stream: it holds nothing while a coroutine is suspended.
+std::array<char, 64 << 10> chunk;
 
 absl::Status Broken(const boost::system::error_code& error) {
   return absl::UnavailableError(absl::StrCat("the output's connection: ", error.message()));
+}
+
+// What a stream that has ended is read from: that way the multiplexer watches its user as any
+// other's.
+absl::StatusOr<UniqueFd> EndedSource() {
+  int fds[2];
+  if (::pipe2(fds, O_CLOEXEC | O_NONBLOCK) != 0) return ErrnoStatus(errno, "pipe");
+  const UniqueFd write_end(fds[1]);
+  return UniqueFd(fds[0]);
 }
 
 }  // namespace
@@ -69,11 +80,19 @@ Co<absl::Status> OutputConnection::Send(streaming::OutputStream::Source source) 
     if (!status.ok()) co_return status;
     source.unsent = std::string();
   }
+  int family = 0;
+  socklen_t size = sizeof(family);
+  ::getsockopt(socket_.native_handle(), SOL_SOCKET, SO_DOMAIN, &family, &size);
+  if (family == AF_UNIX) {
+    if (!source.fd.ok()) {
+      absl::StatusOr<UniqueFd> nothing = EndedSource();
+      if (!nothing.ok()) co_return nothing.status();
+      source.fd = *std::move(nothing);
+    }
+    auto pass = Pass(std::move(source.fd));
+    co_return co_await std::move(pass);
+  }
   if (source.fd.ok()) {
-    int family = 0;
-    socklen_t size = sizeof(family);
-    ::getsockopt(socket_.native_handle(), SOL_SOCKET, SO_DOMAIN, &family, &size);
-    if (family == AF_UNIX) co_return Pass(source.fd);
     auto copy = Copy(std::move(source.fd));
     const absl::Status status = co_await std::move(copy);
     if (!status.ok()) co_return status;
@@ -82,7 +101,7 @@ Co<absl::Status> OutputConnection::Send(streaming::OutputStream::Source source) 
   co_return absl::OkStatus();
 }
 
-absl::Status OutputConnection::Pass(const UniqueFd& source) {
+Co<absl::Status> OutputConnection::Pass(UniqueFd source) {
   char byte = 0;
   iovec data = {&byte, 1};
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
@@ -97,20 +116,31 @@ absl::Status OutputConnection::Pass(const UniqueFd& source) {
   header->cmsg_len = CMSG_LEN(sizeof(int));
   const int fd = source.get();
   std::memcpy(CMSG_DATA(header), &fd, sizeof(fd));
-  // The socket's buffer has room: all that was written before fits in half of it.
-  if (::sendmsg(socket_.native_handle(), &message, MSG_NOSIGNAL) != 1) {
-    return ErrnoStatus(errno, "pass an output to the multiplexer");
+  while (::sendmsg(socket_.native_handle(), &message, MSG_NOSIGNAL) != 1) {
+    if (errno == EINTR) continue;
+    if (errno != EAGAIN) co_return ErrnoStatus(errno, "pass an output to the multiplexer");
+    auto [error] = co_await socket_.async_wait(asio::posix::descriptor_base::wait_write,
+                                               asio::as_tuple(asio::use_awaitable));
+    if (error) co_return Broken(error);
   }
-  return absl::OkStatus();
+  co_return absl::OkStatus();
 }
 
 Co<absl::Status> OutputConnection::Copy(UniqueFd source) {
   source_.assign(source.release());
-  std::vector<char> chunk(kCopyBytes);
   while (!gone_) {
     const ssize_t n = ::read(source_.native_handle(), chunk.data(), chunk.size());
     if (n > 0) {
-      auto write = Write({chunk.data(), static_cast<size_t>(n)});
+      const auto size = static_cast<size_t>(n);
+      const ssize_t sent = ::send(socket_.native_handle(), chunk.data(), size, MSG_NOSIGNAL);
+      const size_t done = sent > 0 ? static_cast<size_t>(sent) : 0;
+      if (done == size) {
+        auto turn = asio::post(socket_.get_executor(), asio::use_awaitable);
+        co_await std::move(turn);
+        continue;
+      }
+      const std::string rest(chunk.data() + done, size - done);
+      auto write = Write(rest);
       const absl::Status status = co_await std::move(write);
       if (!status.ok()) co_return status;
       continue;

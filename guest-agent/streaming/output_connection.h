@@ -34,7 +34,7 @@ class OutputConnection : public streaming::OutputStream::Reader,
 
  private:
   Co<absl::Status> Write(std::string_view data);
-  absl::Status Pass(const UniqueFd& source);
+  Co<absl::Status> Pass(UniqueFd source);
   Co<absl::Status> Copy(UniqueFd source);
 
   asio::posix::stream_descriptor socket_;

@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -103,8 +104,7 @@ class OutputConnectionTest : public ::testing::TestWithParam<Kind> {
     std::string out;
     loop_.Until([&] {
       char buffer[65536];
-      const ssize_t n =
-          ::recv(host.get(), buffer, std::min(sizeof(buffer), size - out.size()), 0);
+      const ssize_t n = ::recv(host.get(), buffer, std::min(sizeof(buffer), size - out.size()), 0);
       if (n > 0) out.append(buffer, static_cast<size_t>(n));
       if (n == 0 && ended != nullptr) *ended = true;
       return n == 0 || (n < 0 && errno != EAGAIN) || out.size() == size;
@@ -176,10 +176,10 @@ TEST_P(OutputConnectionTest, CountsAsSentOnceTheHostCloses) {
   EXPECT_EQ(Read(host, 1), std::string(1, kOutputClaimed));
   EXPECT_TRUE(Ended(host));
   loop_.Settle();
-  EXPECT_FALSE((*output)->end_sent());
+  EXPECT_FALSE((*output)->delivered());
   host.reset();
-  loop_.Until([&] { return (*output)->end_sent(); });
-  loop_.Run((*output)->WaitSent(std::chrono::steady_clock::time_point::max()));
+  loop_.Until([&] { return (*output)->delivered(); });
+  loop_.Run((*output)->WaitDelivered(std::chrono::steady_clock::time_point::max()));
   // Whoever comes later gets the end again.
   const UniqueFd again = Open("c-stdout");
   EXPECT_EQ(Read(again, 1), std::string(1, kOutputClaimed));
@@ -195,7 +195,7 @@ TEST_P(OutputConnectionTest, AHostThatGoesMidwayLeavesTheRestToTheNext) {
   EXPECT_EQ(Read(host, 4), std::string(1, kOutputClaimed) + "one");
   host.reset();
   loop_.Until([&] { return !(*output)->attached(); });
-  EXPECT_FALSE((*output)->end_sent());
+  EXPECT_FALSE((*output)->delivered());
   ASSERT_EQ(::write(write_.get(), "two", 3), 3);
   const UniqueFd next = Open("c-stdout");
   EXPECT_EQ(Read(next, 4), std::string(1, kOutputClaimed) + "two");
@@ -220,6 +220,38 @@ TEST_P(OutputConnectionTest, AForgottenStreamIsClosedAltogether) {
   EXPECT_TRUE(Ended(host));
   loop_.Until([&] { return ::write(write_.get(), "x", 1) < 0 && errno == EPIPE; });
   loop_.Until([&] { return serving_ == 0; });
+}
+
+// It had ended before anyone asked for it.
+TEST_P(OutputConnectionTest, AForgottenStreamThatHadEndedIsClosedToo) {
+  const auto output = registry_.ClaimOutput("c-stdout");
+  ASSERT_TRUE(output.ok());
+  (*output)->SetSource(std::move(read_));
+  write_.reset();
+  loop_.Settle();
+  const UniqueFd host = Open("c-stdout");
+  EXPECT_EQ(Read(host, 1), std::string(1, kOutputClaimed));
+  EXPECT_TRUE(Ended(host));
+  registry_.Forget("c-stdout");
+  // Over vsock and TCP nothing tells a peer that has closed from one that sends no more.
+  loop_.Until([&] {
+    pollfd entry = {host.get(), 0, 0};
+    return GetParam() == Kind::kSocket ||
+           (::poll(&entry, 1, 0) == 1 && (entry.revents & POLLHUP) != 0);
+  });
+  loop_.Until([&] { return serving_ == 0; });
+}
+
+TEST_P(OutputConnectionTest, ADiscardedStreamStillEnds) {
+  const auto output = registry_.ClaimOutput("c-stdout");
+  ASSERT_TRUE(output.ok());
+  (*output)->SetSource(std::move(read_));
+  (*output)->Discard();
+  ASSERT_EQ(::write(write_.get(), "for nobody", 10), 10);
+  write_.reset();
+  const UniqueFd host = Open("c-stdout");
+  EXPECT_EQ(Read(host, 1), std::string(1, kOutputClaimed));
+  EXPECT_TRUE(Ended(host));
 }
 
 // Nobody will read it: the process must be able to write on.
@@ -271,8 +303,7 @@ TEST_P(OutputConnectionTest, TakesOverFromAPeerAndIsLeftAloneByOne) {
   EXPECT_EQ(Read(host, 3), "two");
   const auto late = loop_.Run(OpenStdio(wire.client, "c-stdout"));
   ASSERT_TRUE(late.ok());
-  EXPECT_EQ(loop_.Run(ReadOutput(*late, 100)).status.code(),
-            absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(loop_.Run(ReadOutput(*late, 100)).status.code(), absl::StatusCode::kFailedPrecondition);
 }
 
 // Whoever opens a stream may get here after the call that names it, and after a short process.
@@ -284,9 +315,10 @@ TEST_P(OutputConnectionTest, TheEndWaitsAMomentForWhoeverOpensTheStream) {
   write_.reset();
   loop_.Settle();
   bool sent = false;
-  asio::co_spawn(loop_.context,
-                 (*output)->WaitSent(std::chrono::steady_clock::now() + std::chrono::seconds(10)),
-                 [&](const std::exception_ptr&) { sent = true; });
+  asio::co_spawn(
+      loop_.context,
+      (*output)->WaitDelivered(std::chrono::steady_clock::now() + std::chrono::seconds(10)),
+      [&](const std::exception_ptr&) { sent = true; });
   loop_.Settle();
   EXPECT_FALSE(sent);
   UniqueFd host = Open("c-stdout");

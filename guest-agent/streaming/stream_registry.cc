@@ -125,10 +125,14 @@ Co<absl::Status> StreamRegistry::ServeOutput(UniqueFd socket) {
   auto read = connection->ReadId();
   const absl::StatusOr<std::string> id = co_await std::move(read);
   if (!id.ok()) co_return id.status();
+  const absl::StatusOr<streaming::StdioKind> kind = streaming::ParseStreamId(*id);
+  if (!kind.ok()) co_return kind.status();
+  if (*kind == streaming::StdioKind::kStdin) {
+    co_return absl::InvalidArgumentError(absl::StrCat(*id, " is no output"));
+  }
   const absl::StatusOr<Entry> entry = Attach(*id);
   if (!entry.ok()) co_return entry.status();
   const std::shared_ptr<streaming::OutputStream> output = entry->output;
-  if (output == nullptr) co_return absl::InvalidArgumentError(absl::StrCat(*id, " is no output"));
   output->Attach(connection);
   connection->Watch([output] { output->Wake(); });
   absl::Status status;

@@ -210,10 +210,12 @@ TEST_F(StreamingTest, DropsALateWindowUpdate) {
   const auto output = registry_.ClaimOutput("c-stdout");
   ASSERT_TRUE(output.ok());
   (*output)->EndSource();
-  EXPECT_TRUE(loop_.Run(ReadOutput(*stream, 65536)).ended);
+  EXPECT_TRUE(loop_.Run(ReadOutput(*stream, 65536, std::string::npos, /*closes=*/false)).ended);
+  EXPECT_FALSE((*output)->delivered());
   EXPECT_TRUE(loop_.Run((*stream)->Send(streaming::WindowUpdateFrame(65536))).ok());
   EXPECT_TRUE(loop_.Run((*stream)->CloseSend()).ok());
   loop_.Until([&] { return !(*output)->attached(); });
+  EXPECT_TRUE((*output)->delivered());
 }
 
 TEST_F(StreamingTest, WritesStdinAndClosesItInOrder) {

@@ -3,6 +3,7 @@
 #include <sys/types.h>
 
 #include <boost/asio/any_io_executor.hpp>
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -51,7 +52,8 @@ class AsyncMutex {
 struct Process {
   enum class State { kCreated, kRunning, kStopped };
 
-  explicit Process(const asio::any_io_executor& executor) : mutex(executor), exited(executor) {}
+  explicit Process(const asio::any_io_executor& executor)
+      : mutex(executor), gone(executor), exited(executor) {}
 
   // Empty for the first process.
   std::string exec_id;
@@ -68,9 +70,12 @@ struct Process {
   uint64_t connection = 0;
   bool caller_lost = false;
   Exit exit;
+  std::chrono::steady_clock::time_point ended;
   // Start and Delete of one process exclude each other.
   AsyncMutex mutex;
-  // Set when the process has ended, could not be started, or was deleted.
+  // Of a container's first process: set when nothing of the container runs any more.
+  Event gone;
+  // Set when the process's end may be told, or it could not be started, or was deleted.
   Event exited;
 };
 

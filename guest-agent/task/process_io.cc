@@ -16,8 +16,8 @@ namespace magnetar::guest {
 namespace {
 
 // What containerd's own shim allows for output that is still on its way at
-// Delete (cmd/containerd-shim-runc-v2/process/exec.go of 2.1.9).
-constexpr auto kFinishTimeout = std::chrono::seconds(10);
+// Delete (cmd/containerd-shim-runc-v2/process/exec.go of 2.1.9); here from the process's end.
+constexpr auto kDeliveryTime = std::chrono::seconds(10);
 // What a process may write ahead of the agent, whose memory it is not: the process's cgroup is
 // charged for it.
 constexpr int kOutputPipeBytes = 256 << 10;
@@ -168,13 +168,12 @@ void ProcessIo::LoseCaller() {
   if (err_ != nullptr) err_->Discard();
 }
 
-Co<void> ProcessIo::Finish() {
+Co<void> ProcessIo::WaitDelivered(std::chrono::steady_clock::time_point ended) {
   const std::shared_ptr<streaming::OutputStream> outputs[] = {out_, err_};
-  const auto deadline = std::chrono::steady_clock::now() + kFinishTimeout;
+  const auto deadline = ended + kDeliveryTime;
   for (const std::shared_ptr<streaming::OutputStream>& output : outputs) {
-    if (output != nullptr) co_await output->WaitSent(deadline);
+    if (output != nullptr) co_await output->WaitDelivered(deadline);
   }
-  Forget();
 }
 
 void ProcessIo::Forget() {

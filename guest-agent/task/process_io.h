@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -48,9 +49,9 @@ class ProcessIo {
   // Whoever asked for the process is gone for good: end of input, or a hangup of
   // the terminal, and output into nothing.
   void LoseCaller();
-  // Waits until the outputs are delivered where someone is attached, then lets
-  // go of the streams.
-  Co<void> Finish();
+  // The process has ended, at `ended`: waits until its outputs are delivered where someone reads
+  // them, within what is left of the time for that.
+  Co<void> WaitDelivered(std::chrono::steady_clock::time_point ended);
   // Lets go of the streams at once: whoever is attached gets the end.
   void Forget();
 

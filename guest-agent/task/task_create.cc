@@ -175,7 +175,7 @@ Co<absl::Status> TaskManager::StopProcesses(ContainerPtr container) {
   const absl::Status killed = KillCgroup(container->cgroup);
   if (!killed.ok()) co_return killed;
   if (container->init->pid != 0) {
-    const bool ended = co_await container->init->exited.WaitFor(kKillTimeout);
+    const bool ended = co_await container->init->gone.WaitFor(kKillTimeout);
     if (!ended) co_return absl::DeadlineExceededError("the container's process does not end");
   }
   auto remove = env_.runtime->Delete(container->id);
@@ -231,8 +231,9 @@ Co<absl::StatusOr<v3::DeleteResponse>> TaskManager::DeleteInit(ContainerPtr cont
     co_return absl::NotFoundError(absl::StrCat("task ", container->id, " not found"));
   }
   if (container->init->state == Process::State::kStopped) {
-    auto finish = container->init->io->Finish();
-    co_await std::move(finish);
+    auto delivered = container->init->io->WaitDelivered(container->init->ended);
+    co_await std::move(delivered);
+    container->init->io->Forget();
   }
   auto dismantle = Dismantle(container);
   const absl::Status status = co_await std::move(dismantle);
@@ -255,8 +256,8 @@ Co<absl::StatusOr<v3::DeleteResponse>> TaskManager::DeleteInit(ContainerPtr cont
 Co<absl::StatusOr<v3::DeleteResponse>> TaskManager::DeleteExec(ContainerPtr container,
                                                                ProcessPtr process) {
   if (process->state == Process::State::kStopped) {
-    auto finish = process->io->Finish();
-    co_await std::move(finish);
+    auto delivered = process->io->WaitDelivered(process->ended);
+    co_await std::move(delivered);
   }
   process->io->Forget();
   EndUntold(*process);
@@ -289,7 +290,7 @@ Co<void> TaskManager::CloseContainer(TaskManager* self, ContainerPtr container,
     const bool ended = co_await container->create_ended.WaitUntil(closing->kill_deadline);
     if (!ended) status = absl::DeadlineExceededError("it is still being created");
   } else if (container->init->pid != 0) {
-    const bool ended = co_await container->init->exited.WaitUntil(closing->kill_deadline);
+    const bool ended = co_await container->init->gone.WaitUntil(closing->kill_deadline);
     if (!ended) status = absl::DeadlineExceededError("its process does not end");
   }
   if (status.ok() && container->prepared) {

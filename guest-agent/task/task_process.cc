@@ -165,6 +165,12 @@ Co<void> TaskManager::InitEnded(TaskManager* self, ContainerPtr container, Exit 
   if (!killed.ok()) Log(LogLevel::kError, "kill failed container=", container->id);
   // The container's end is the last one to be told.
   while (container->running_execs > 0) co_await container->changed.Wait();
+  Process& init = *container->init;
+  init.ended = Clock::now();
+  init.gone.Set();
+  // containerd hears of the end and drops what it has not read until then.
+  auto delivered = init.io->WaitDelivered(init.ended);
+  co_await std::move(delivered);
   // Whoever waits for the end looks for its reason next.
   self->CheckOom(*container);
   self->ProcessEnded(*container->init, exit);
@@ -174,6 +180,7 @@ Co<void> TaskManager::InitEnded(TaskManager* self, ContainerPtr container, Exit 
 void TaskManager::WatchExec(ContainerPtr container, ProcessPtr process, pid_t pid) {
   env_.reaper->Watch(pid, [this, container, process](Exit exit) {
     process->reaped = true;
+    process->ended = Clock::now();
     ProcessEnded(*process, exit);
     ExecLeft(container, process);
   });

@@ -647,10 +647,34 @@ TEST_F(TaskTest, StdioOverConnections) {
   EXPECT_TRUE(frames.ended);
   EXPECT_EQ(Wait()->exit_status(), 4U);
   // Both halves of a stream ended: the guest closes its connection.
-  ASSERT_TRUE(loop_.Run((*out)->CloseSend()).ok());
   loop_.Run(out_client->Closed());
   EXPECT_TRUE(Delete().ok());
   EXPECT_EQ(streams_.size(), 0U);
+}
+
+// containerd drops what it has not read when it hears of the end.
+TEST_F(TaskTest, AnEndIsToldOnceItsOutputIsRead) {
+  runtime_.commands["c"] = "echo last words; exit 4";
+  int pair[2];
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+  connections_.Serve(UniqueFd(pair[1]));
+  const auto client = ttrpc::Client::Create(loop_.executor(), UniqueFd(pair[0]));
+  const auto out = loop_.Run(OpenStdio(client, "c-stdout"));
+  ASSERT_TRUE(out.ok());
+  ASSERT_EQ(Create("c", /*output=*/true), absl::OkStatus());
+  ASSERT_EQ(Start(), absl::OkStatus());
+  v3::WaitRequest request;
+  request.set_id("c");
+  std::optional<uint32_t> told;
+  asio::co_spawn(loop_.context, tasks_.Wait(request),
+                 [&](const std::exception_ptr&, absl::StatusOr<v3::WaitResponse> response) {
+                   told = response->exit_status();
+                 });
+  loop_.Settle(std::chrono::milliseconds(300));
+  EXPECT_FALSE(told.has_value());
+  EXPECT_EQ(loop_.Run(ReadOutput(*out, 65536)).data, "last words\n");
+  loop_.Until([&] { return told.has_value(); });
+  EXPECT_EQ(*told, 4U);
 }
 
 TEST(ProcessIo, ASizeThatComesBeforeTheTerminalIsNotLost) {

@@ -26,13 +26,14 @@ namespace magnetar::mux {
 
 struct Limits {
   uint32_t stream_window_bytes = 256 << 10;
-  // What a stream to kOutputPort gets once it has shown that it needs it.
+  // What a stream to kOutputPort gets once it has shown that it needs it, so many at a time.
   uint32_t output_window_bytes = 1 << 20;
+  uint32_t max_wide_outputs = 16;
   uint32_t connection_window_bytes = 4 << 20;
   uint32_t max_streams = 1024;
   // Beyond those, for every port but kForwardPort (ports.h): however many connections strangers
   // have forwarded, the daemon and containerd still reach their guest.
-  uint32_t reserved_streams = 256;
+  uint32_t reserved_streams = 1280;
   // Within which the guest answers a Connect.
   std::chrono::nanoseconds connect_timeout = std::chrono::seconds(10);
 };

@@ -12,7 +12,8 @@
 //   guest -> host    what the process writes, to its end
 //
 // After the end the guest closes its sending side only. The host closes the connection when the
-// reader has got all of it: until then the guest counts the stream as not delivered. A guest that
+// reader has read all of it, or wants no more: until then the guest waits before it tells of the
+// process's end. A guest that
 // closes altogether has forgotten the stream; it does so at once if it refuses the id. A host that
 // closes before kOutputClaimed has withdrawn.
 namespace magnetar {

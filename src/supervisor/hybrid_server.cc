@@ -101,7 +101,9 @@ Co<void> HandleTask(AsyncFd& socket, const GuestAccess& access) {
   if (!status.ok()) co_return;
   UniqueFd client(socket.release());
   UniqueFd far(guest.release());
-  auto relay = Relay(std::move(client), std::move(far));
+  std::unique_ptr<RelayListener> listener = access.kills->Listen();
+  listener->Heard(opening.bytes());
+  auto relay = Relay(std::move(client), std::move(far), std::move(listener));
   co_await std::move(relay);
 }
 

@@ -8,6 +8,7 @@
 #include "src/supervisor/gate.h"
 #include "src/supervisor/guest_link.h"
 #include "src/supervisor/idle_trim.h"
+#include "src/supervisor/kill_watch.h"
 #include "src/supervisor/outputs.h"
 
 namespace magnetar::supervisor {
@@ -31,6 +32,7 @@ struct GuestAccess {
   IdleTrim* trim;
   // Of the task port.
   std::shared_ptr<Outputs> outputs;
+  KillWatch* kills;
 };
 
 // Serves `vm.vsock` in the hybrid protocol until the listener is closed: each

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/socket.h>
 
+#include <boost/asio/as_tuple.hpp>
 #include <boost/asio/bind_cancellation_slot.hpp>
 #include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/co_spawn.hpp>
@@ -13,6 +14,7 @@
 #include <chrono>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "magnetar/output.h"
 #include "magnetar/ports.h"
@@ -29,12 +31,19 @@ namespace {
 using streaming::OutputStream;
 
 constexpr std::chrono::seconds kGuestDeadline{10};
+constexpr std::chrono::milliseconds kRetryPause{500};
 // containerd up to 2.2 never closes a stream's connection.
 constexpr std::chrono::milliseconds kLinger{50};
 constexpr ttrpc::Limits kLimits = {.max_received_bytes = 64 << 10,
-                                   .max_streams = 4,
+                                   .max_streams = 1,
                                    .max_stream_backlog_bytes = 256 << 10,
                                    .max_buffered_bytes = 1 << 20};
+
+// Whether the guest may think otherwise later.
+bool MayPass(const absl::Status& status) {
+  return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) ||
+         absl::IsResourceExhausted(status);
+}
 
 Co<absl::Status> ReadClaimed(AsyncFd& guest) {
   while (true) {
@@ -76,16 +85,36 @@ struct Outputs::Output {
   AsyncFd guest;
   // The guest has nothing more to say about it.
   bool over = false;
+  // Clients that are being served, or are about to be.
+  int clients = 0;
+  // In the order of their opening.
+  uint64_t number = 0;
   bool forgotten = false;
 };
 
-std::shared_ptr<Outputs::Output> Outputs::Find(const std::string& id) {
+absl::StatusOr<std::shared_ptr<Outputs::Output>> Outputs::Find(const std::string& id) {
   const auto it = outputs_.find(id);
   if (it != outputs_.end()) return it->second;
+  if (outputs_.size() >= kMax && !MakeRoom()) {
+    return absl::ResourceExhaustedError(absl::StrCat(outputs_.size(), " outputs are being read"));
+  }
   const auto output = std::make_shared<Output>(executor_, id);
+  output->number = next_number_++;
   outputs_[id] = output;
   asio::co_spawn(executor_, Run(shared_from_this(), output), asio::detached);
   return output;
+}
+
+bool Outputs::MakeRoom() {
+  std::shared_ptr<Output> oldest;
+  for (const auto& [id, output] : outputs_) {
+    if (output->clients > 0) continue;
+    if (oldest == nullptr || output->number < oldest->number) oldest = output;
+  }
+  if (oldest == nullptr) return false;
+  log_(absl::StrCat("stream ", oldest->id, ": nobody has come back for it"));
+  Forget(oldest);
+  return true;
 }
 
 Co<absl::Status> Outputs::Open(std::shared_ptr<Output> output) {
@@ -109,16 +138,32 @@ Co<absl::Status> Outputs::Open(std::shared_ptr<Output> output) {
 }
 
 Co<void> Outputs::Run(std::shared_ptr<Outputs> self, std::shared_ptr<Output> output) {
-  auto open = self->Open(output);
-  const absl::Status opened = co_await std::move(open);
-  if (output->forgotten) co_return;
-  if (opened.ok()) {
+  asio::steady_timer pause(self->executor_);
+  bool told = false;
+  while (true) {
+    auto open = self->Open(output);
+    const absl::Status opened = co_await std::move(open);
+    if (output->forgotten) co_return;
+    if (opened.ok()) break;
+    if (!std::exchange(told, true)) {
+      self->log_(absl::StrCat("stream ", output->id, ": ", opened.ToString()));
+    }
+    if (!MayPass(opened)) {
+      output->stream->Break(opened);
+      break;
+    }
+    // Its process would block if nobody read it.
+    boost::system::error_code ignored;
+    output->guest.close(ignored);
+    pause.expires_after(kRetryPause);
+    auto wait = pause.async_wait(asio::as_tuple(asio::use_awaitable));
+    co_await std::move(wait);
+    if (output->forgotten) co_return;
+  }
+  if (output->guest.is_open()) {
     auto hangup = WaitHangup(output->guest);
     const absl::Status status = co_await std::move(hangup);
     static_cast<void>(status);
-  } else {
-    self->log_(absl::StrCat("stream ", output->id, ": ", opened.ToString()));
-    output->stream->Break(opened);
   }
   output->over = true;
   self->ForgetIfOver(output);
@@ -126,12 +171,16 @@ Co<void> Outputs::Run(std::shared_ptr<Outputs> self, std::shared_ptr<Output> out
 
 void Outputs::ForgetIfOver(const std::shared_ptr<Output>& output) {
   const OutputStream& stream = *output->stream;
-  if (output->forgotten || stream.attached()) return;
-  if (!output->over && stream.claimed() && !stream.end_sent()) return;
+  if (output->forgotten || output->clients > 0) return;
+  const bool wanted = stream.claimed() && !stream.delivered() && !stream.withdrawn();
+  if (!wanted || output->over) Forget(output);
+}
+
+void Outputs::Forget(const std::shared_ptr<Output>& output) {
   output->forgotten = true;
   output->stream->Abandon();
   boost::system::error_code ignored;
-  // The guest learns by this that all was delivered, or that nobody wants it.
+  // The guest learns by this that all was read, or that nobody wants it.
   output->guest.close(ignored);
   outputs_.erase(output->id);
 }
@@ -156,14 +205,20 @@ Co<absl::Status> Outputs::Deliver(std::shared_ptr<ttrpc::Stream> peer) {
   if (*kind == streaming::StdioKind::kStdin || id->size() > kMaxOutputIdBytes) {
     co_return absl::InvalidArgumentError("the stream is no output");
   }
-  const std::shared_ptr<Output> output = Find(*id);
+  const absl::StatusOr<std::shared_ptr<Output>> found = Find(*id);
+  if (!found.ok()) co_return found.status();
+  const std::shared_ptr<Output> output = *found;
+  ++output->clients;
+  const absl::Cleanup leave = [this, output] {
+    --output->clients;
+    ForgetIfOver(output);
+  };
   auto accepted = peer->Send(streaming::AcceptedFrame());
   absl::Status status = co_await std::move(accepted);
   if (status.ok()) {
     auto serve = output->stream->Serve(peer);
     status = co_await std::move(serve);
   }
-  ForgetIfOver(output);
   co_return status;
 }
 

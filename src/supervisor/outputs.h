@@ -1,12 +1,14 @@
 #pragma once
 
 #include <boost/asio/any_io_executor.hpp>
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <memory>
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "magnetar/co.h"
 #include "magnetar/ttrpc/ttrpc.h"
 #include "magnetar/unique_fd.h"
@@ -19,10 +21,13 @@ namespace magnetar::supervisor {
 // delivered waits here for a containerd that comes back, bounded as OutputStream has it.
 //
 // A stream is accepted before the guest has been asked: it will be long before its process writes.
-// What the guest says against it ends the stream. One thread; always owned by a shared_ptr.
+// A guest that has no ear for it now is asked again; what it says against it ends the stream. One
+// thread; always owned by a shared_ptr.
 class Outputs : public std::enable_shared_from_this<Outputs> {
  public:
   using Log = std::function<void(const std::string&)>;
+  // Streams at once. Those that nobody reads any more make room, the oldest first.
+  static constexpr size_t kMax = 256;
 
   Outputs(const asio::any_io_executor& executor, std::shared_ptr<GuestLink> link, Log log)
       : executor_(executor), link_(std::move(link)), log_(std::move(log)) {}
@@ -40,7 +45,10 @@ class Outputs : public std::enable_shared_from_this<Outputs> {
   static Co<absl::Status> ServeStream(std::shared_ptr<Outputs> self, std::shared_ptr<Client> client,
                                       std::shared_ptr<ttrpc::Stream> peer);
   Co<absl::Status> Deliver(std::shared_ptr<ttrpc::Stream> peer);
-  std::shared_ptr<Output> Find(const std::string& id);
+  // RESOURCE_EXHAUSTED: too many are being read.
+  absl::StatusOr<std::shared_ptr<Output>> Find(const std::string& id);
+  bool MakeRoom();
+  void Forget(const std::shared_ptr<Output>& output);
   static Co<void> Run(std::shared_ptr<Outputs> self, std::shared_ptr<Output> output);
   Co<absl::Status> Open(std::shared_ptr<Output> output);
   void ForgetIfOver(const std::shared_ptr<Output>& output);
@@ -49,6 +57,7 @@ class Outputs : public std::enable_shared_from_this<Outputs> {
   std::shared_ptr<GuestLink> link_;
   const Log log_;
   std::map<std::string, std::shared_ptr<Output>> outputs_;
+  uint64_t next_number_ = 0;
 };
 
 }  // namespace magnetar::supervisor

@@ -81,9 +81,8 @@ class OutputsTest : public testing::Test {
   asio::io_context context_;
   std::shared_ptr<GuestEnds> link_ = std::make_shared<GuestEnds>();
   std::vector<std::string> log_;
-  std::shared_ptr<Outputs> outputs_ =
-      std::make_shared<Outputs>(context_.get_executor(), link_,
-                                [this](const std::string& line) { log_.push_back(line); });
+  std::shared_ptr<Outputs> outputs_ = std::make_shared<Outputs>(
+      context_.get_executor(), link_, [this](const std::string& line) { log_.push_back(line); });
   int served_ = 0;
 };
 
@@ -99,7 +98,6 @@ TEST_F(OutputsTest, CarriesAllOfItThenTheEndThenTellsTheGuest) {
   const Frames frames = Await(context_, ReadOutput(stream, 4));
   EXPECT_TRUE(frames.ended);
   EXPECT_EQ(frames.data, "hello world");
-  EXPECT_TRUE(Await(context_, stream->CloseSend()).ok());
   RunUntil(context_, [&] { return Closed(guest); });
   EXPECT_EQ(outputs_->size(), 0u);
   // The client never closes by itself.
@@ -167,15 +165,64 @@ TEST_F(OutputsTest, AClientThatLeavesBeforeAProcessHasTheStreamWithdrawsIt) {
 }
 
 TEST_F(OutputsTest, AGuestThatRefusesEndsItWithAnError) {
-  link_->refuse = true;
   const auto client = Connect();
   const auto stream = Open(client, "c-stdout");
+  RunUntil(context_, [this] {
+    return !link_->ends.empty() && !ReadAvailable(link_->ends.front().get()).empty();
+  });
+  link_->ends.front().reset();
   const Frames frames = Await(context_, ReadOutput(stream, 100));
   EXPECT_FALSE(frames.ended);
-  EXPECT_EQ(frames.status.code(), absl::StatusCode::kUnavailable) << frames.status;
+  EXPECT_EQ(frames.status.code(), absl::StatusCode::kNotFound) << frames.status;
   RunUntil(context_, [this] { return outputs_->size() == 0; });
   ASSERT_EQ(log_.size(), 1u);
   EXPECT_NE(log_[0].find("stream c-stdout: "), std::string::npos) << log_[0];
+}
+
+// Its process would block if nobody read it.
+TEST_F(OutputsTest, AGuestThatHasNoEarIsAskedAgain) {
+  link_->refuse = true;
+  const auto client = Connect();
+  const auto stream = Open(client, "c-stdout");
+  RunUntil(context_, [this] { return log_.size() == 1; });
+  link_->refuse = false;
+  const UniqueFd guest = Accept("c-stdout");
+  Send(guest, "late");
+  EXPECT_EQ(Await(context_, ReadOutput(stream, 100, 4)).data, "late");
+  EXPECT_EQ(log_.size(), 1u);
+}
+
+TEST_F(OutputsTest, AClientThatWantsNoMoreIsToldToTheGuest) {
+  const auto client = Connect();
+  const auto stream = Open(client, "c-stdout");
+  const UniqueFd guest = Accept("c-stdout");
+  Send(guest, "one");
+  EXPECT_EQ(Await(context_, ReadOutput(stream, 100, 3)).data, "one");
+  EXPECT_TRUE(Await(context_, stream->CloseSend()).ok());
+  RunUntil(context_, [&] { return Closed(guest); });
+  EXPECT_EQ(outputs_->size(), 0u);
+}
+
+TEST_F(OutputsTest, TheOldestThatNobodyReadsMakesRoom) {
+  std::vector<std::shared_ptr<ttrpc::Client>> clients;
+  std::vector<UniqueFd> guests;
+  for (size_t i = 0; i < Outputs::kMax; ++i) {
+    clients.push_back(Connect());
+    Open(clients.back(), absl::StrCat("c", i, "-stdout"));
+    guests.push_back(Accept(absl::StrCat("c", i, "-stdout")));
+  }
+  context_.restart();
+  context_.poll();
+  const auto late = Connect();
+  EXPECT_EQ(Await(context_, OpenStdio(late, "late-stdout")).status().code(),
+            absl::StatusCode::kResourceExhausted);
+  for (const size_t lost : {7, 3}) clients[lost]->Close();
+  RunUntil(context_, [this] { return served_ == static_cast<int>(Outputs::kMax) - 2; });
+  EXPECT_EQ(outputs_->size(), Outputs::kMax);
+  const auto next = Connect();
+  EXPECT_NE(Open(next, "next-stdout"), nullptr);
+  RunUntil(context_, [&] { return Closed(guests[3]); });
+  EXPECT_FALSE(Closed(guests[7]));
 }
 
 TEST_F(OutputsTest, AGuestThatAnswersNonsenseEndsItWithAnError) {

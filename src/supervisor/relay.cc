@@ -6,6 +6,7 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/post.hpp>
+#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <cerrno>
@@ -58,7 +59,20 @@ Co<void> Discard(AsyncFd& from) {
   }
 }
 
-Co<CopyEnd> Copy(AsyncFd& from, AsyncFd& to) {
+// WriteAll(), whose listener hears of a `to` that takes nothing.
+Co<absl::Status> WriteRest(AsyncFd& to, std::string rest, RelayListener* listener) {
+  asio::steady_timer alarm(to.get_executor());
+  if (listener != nullptr && listener->patience().count() > 0) {
+    alarm.expires_after(listener->patience());
+    alarm.async_wait([listener](boost::system::error_code error) {
+      if (!error) listener->Stalled();
+    });
+  }
+  auto write = WriteAll(to, std::move(rest));
+  co_return co_await std::move(write);
+}
+
+Co<CopyEnd> Copy(AsyncFd& from, AsyncFd& to, RelayListener* listener) {
   auto executor = co_await asio::this_coro::executor;
   int copied = 0;
   while (true) {
@@ -74,6 +88,7 @@ Co<CopyEnd> Copy(AsyncFd& from, AsyncFd& to) {
       continue;
     }
     const size_t size = static_cast<size_t>(n);
+    if (listener != nullptr) listener->Heard({chunk.data(), size});
     ssize_t written = ::send(to.native_handle(), chunk.data(), size, MSG_NOSIGNAL);
     if (written < 0) {
       if (errno != EAGAIN && errno != EINTR) co_return CopyEnd::kRefused;
@@ -81,7 +96,7 @@ Co<CopyEnd> Copy(AsyncFd& from, AsyncFd& to) {
     }
     if (static_cast<size_t>(written) < size) {
       std::string rest(chunk.data() + written, size - static_cast<size_t>(written));
-      auto write = WriteAll(to, std::move(rest));
+      auto write = WriteRest(to, std::move(rest), listener);
       const absl::Status status = co_await std::move(write);
       if (!status.ok()) co_return CopyEnd::kRefused;
     }
@@ -100,8 +115,9 @@ Co<void> BreakAtHangup(std::shared_ptr<Connection> connection, AsyncFd& closed) 
   if (status.ok()) connection->Break();
 }
 
-Co<void> Direction(std::shared_ptr<Connection> connection, AsyncFd& from, AsyncFd& to) {
-  auto copy = Copy(from, to);
+Co<void> Direction(std::shared_ptr<Connection> connection, AsyncFd& from, AsyncFd& to,
+                   RelayListener* listener) {
+  auto copy = Copy(from, to, listener);
   const CopyEnd end = co_await std::move(copy);
   if (end == CopyEnd::kRefused && connection->running == 2 && !connection->discarding) {
     connection->discarding = true;
@@ -123,11 +139,13 @@ Co<void> Direction(std::shared_ptr<Connection> connection, AsyncFd& from, AsyncF
 
 }  // namespace
 
-Co<void> Relay(UniqueFd a, UniqueFd b) {
+Co<void> Relay(UniqueFd a, UniqueFd b, std::unique_ptr<RelayListener> listener) {
   auto executor = co_await asio::this_coro::executor;
   auto connection = std::make_shared<Connection>(executor, std::move(a), std::move(b));
-  asio::co_spawn(executor, Direction(connection, connection->a, connection->b), asio::detached);
-  asio::co_spawn(executor, Direction(connection, connection->b, connection->a), asio::detached);
+  asio::co_spawn(executor, Direction(connection, connection->a, connection->b, listener.get()),
+                 asio::detached);
+  asio::co_spawn(executor, Direction(connection, connection->b, connection->a, nullptr),
+                 asio::detached);
   auto done = connection->done.Wait();
   co_await std::move(done);
   connection->a.close();

@@ -179,7 +179,8 @@ class HybridServerTest : public testing::Test {
                                 .ready_or_ending = &ready_or_ending_,
                                 .trim = &trim_,
                                 .outputs = std::make_shared<Outputs>(context_.get_executor(), link_,
-                                                                     [](const std::string&) {})},
+                                                                     [](const std::string&) {}),
+                                .kills = &kills_},
                                {.connections = 10, .others = 2}),
                    [](std::exception_ptr, const absl::Status&) {});
   }
@@ -211,6 +212,7 @@ class HybridServerTest : public testing::Test {
   Gate ready_{context_.get_executor()};
   Gate ready_or_ending_{context_.get_executor()};
   IdleTrim trim_{context_.get_executor()};
+  KillWatch kills_{std::chrono::seconds(60), [](const std::string&) {}};
 };
 
 TEST_F(HybridServerTest, ConnectsOnceTheGuestIsReady) {

@@ -43,7 +43,7 @@ absl::Status PrepareProcess() {
   ::prctl(PR_SET_NAME, "vmm-supervisor", 0, 0, 0);
   ::signal(SIGPIPE, SIG_IGN);
   ::signal(SIGHUP, SIG_IGN);
-  // Each guest connection takes three descriptors.
+  // Each guest connection takes up to four descriptors.
   rlimit files;
   if (::getrlimit(RLIMIT_NOFILE, &files) == 0) {
     files.rlim_cur = files.rlim_max;
@@ -138,6 +138,9 @@ absl::Status RunSupervisor(const v1::Launch& launch) {
     }
   }
 
+  KillWatch kills(std::chrono::seconds(launch.unkillable_after_seconds()),
+                  [&machine](const std::string& reason) { machine.Kill(reason); });
+
   asio::signal_set signals(context, SIGTERM, SIGINT);
   signals.async_wait([&machine](boost::system::error_code error, int) {
     if (!error) machine.Kill("killed with its supervisor");
@@ -159,7 +162,8 @@ absl::Status RunSupervisor(const v1::Launch& launch) {
                              .ready = &machine.ready(),
                              .ready_or_ending = &machine.ready_or_ending(),
                              .trim = &trim,
-                             .outputs = std::make_shared<Outputs>(executor, *link, log)};
+                             .outputs = std::make_shared<Outputs>(executor, *link, log),
+                             .kills = &kills};
     asio::co_spawn(context, ServeHybrid(vsock_listener, access), end_with("vm.vsock"));
     if (forward_listener.is_open()) {
       asio::co_spawn(context, ServeForward(forward_listener, access, launch.forward_port()),

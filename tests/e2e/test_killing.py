@@ -333,6 +333,31 @@ def test_container_ends_while_its_file_server_stands_still(own_stack, before):
     finish(own_stack, pod, before)
 
 
+def test_a_guest_that_cannot_end_a_container_keeps_no_pod(own_stack, before):
+    """A process that waits in the kernel for a dead file server takes no signal. Whoever asks again is not kept waiting for ever."""
+    own_stack.daemon.service.stop()
+    own_stack.daemon.settings = {"guest": {"unkillable_after_seconds": 3}}
+    own_stack.start_daemon()
+    pod = own_stack.new_pod()
+    container = pod.run("/bin/sh", "-c", "while :; do echo x >> /file; done")
+    bystander = pod.shell()
+    servers = processes_of("virtiofsd", pod.id)
+    wait_until(lambda: container.exec("test", "-s", "/file", check=False).returncode == 0, 30, "nothing is written")
+    for pid in servers:
+        os.kill(pid, signal.SIGSTOP)
+    stop = ("stop", "--timeout", "0", container.id)
+    asked = time.monotonic()
+    assert own_stack.crictl.popen("--timeout", "2s", *stop, stderr=subprocess.DEVNULL).wait(60) != 0
+    # Before the time is over it means nothing: the kubelet's retry may come early.
+    assert own_stack.crictl.popen("--timeout", "500ms", *stop, stderr=subprocess.DEVNULL).wait(60) != 0
+    assert pod.status()["state"] == "SANDBOX_READY"
+    wait_until(lambda: time.monotonic() > asked + 5, 30, "time stands still")
+    own_stack.crictl.popen("--timeout", "20s", *stop, stderr=subprocess.DEVNULL).wait(60)
+    dies(pod, bystander)
+    assert f"the guest does not end container {container.id}" in own_stack.daemon.service.log.read_text()
+    finish(own_stack, pod, before)
+
+
 def start_with(stack, named, **tables):
     """Starts the daemon with other settings. False if it refuses, which it must do with a message that has `named` in it."""
     stack.daemon.service.stop()

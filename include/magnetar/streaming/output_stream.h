@@ -26,7 +26,9 @@ namespace magnetar::streaming {
 // The end is sent once the source has ended, and again to every later peer.
 //
 // Frames as containerd's core/transfer/streaming (2.1.9) reads them: WindowUpdate
-// comes in, Data of at most 32 KiB goes out, an empty Data frame ends.
+// comes in, Data of at most 32 KiB goes out, an empty Data frame ends. Having sent that is not to
+// have been read: containerd drops what it has not read when it hears of the process's end
+// (client/task.go, Delete: io.Cancel). It ends its own side once it has read all.
 //
 // A Reader may take the source itself, and read it in this object's place.
 //
@@ -66,10 +68,13 @@ class OutputStream : public std::enable_shared_from_this<OutputStream> {
   void Break(absl::Status why);
 
   bool attached() const { return peer_ != nullptr || reader_ != nullptr; }
-  bool end_sent() const { return end_sent_; }
-  // Returns when the end has been sent, or at `deadline`, or when nobody is attached to whom it
-  // could be sent. Somebody who never was may be on the way, and is given a moment.
-  Co<void> WaitSent(std::chrono::steady_clock::time_point deadline);
+  // The peer has got the end, and ended its side.
+  bool delivered() const { return delivered_; }
+  // The last peer ended its side before it had got the end: it wants no more.
+  bool withdrawn() const { return withdrawn_; }
+  // Returns when it is delivered, or at `deadline`, or when nobody is attached to whom it could be.
+  // Somebody who never was may be on the way, and is given a moment.
+  Co<void> WaitDelivered(std::chrono::steady_clock::time_point deadline);
   // Returns at the next change of any of this.
   Co<void> Changed() { return changed_.Wait(); }
   void Wake() { changed_.NotifyAll(); }
@@ -113,7 +118,8 @@ class OutputStream : public std::enable_shared_from_this<OutputStream> {
   size_t sent_ = 0;  // of buffer_
   bool sending_ = false;
   bool ended_ = false;
-  bool end_sent_ = false;
+  bool delivered_ = false;
+  bool withdrawn_ = false;
   bool discard_ = false;
   bool claimed_ = false;
   bool has_source_ = false;

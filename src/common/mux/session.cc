@@ -440,7 +440,10 @@ void Session::OnData(int32_t id, const uint8_t* data, size_t size) {
 void Session::Widen(int32_t id, Pump& pump, size_t received) {
   pump.received += received;
   if (pump.received < limits_.stream_window_bytes / 2) return;
+  if (wide_outputs_ >= limits_.max_wide_outputs) return;
   pump.may_widen = false;
+  pump.wide = true;
+  ++wide_outputs_;
   // Only fails without memory, and then the session ends by itself.
   (void)nghttp2_session_set_local_window_size(session_, NGHTTP2_FLAG_NONE, id,
                                               static_cast<int32_t>(limits_.output_window_bytes));
@@ -493,6 +496,7 @@ void Session::Settle(int32_t id, const std::shared_ptr<Pump>& pump) {
   if (!pump->unwritten.empty()) return;
   if (!pump->stream_open) {
     pump->Close();
+    if (pump->wide) --wide_outputs_;
     pumps_.erase(id);
   } else if (pump->peer_ended) {
     pump->near.ShutdownWrite();

@@ -48,6 +48,7 @@ class Session : public std::enable_shared_from_this<Session> {
     bool stream_open = true;  // nghttp2 knows it
     bool may_widen = false;   // to output_window_bytes
     size_t received = 0;      // while it may
+    bool wide = false;
   };
 
   virtual nghttp2_session* NewSession(const nghttp2_session_callbacks* callbacks,
@@ -106,6 +107,7 @@ class Session : public std::enable_shared_from_this<Session> {
   std::optional<Channel> channel_;
   std::vector<uint8_t> input_;
   std::string output_;  // gathered, or what the channel has not taken
+  uint32_t wide_outputs_ = 0;
   bool waiting_writable_ = false;
   bool flushing_ = false;
   std::vector<int32_t> to_reset_;  // streams whose near end went away

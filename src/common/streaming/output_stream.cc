@@ -51,6 +51,7 @@ struct OutputStream::Attachment {
   std::shared_ptr<ttrpc::Stream> stream;
   int64_t window = 0;
   bool replaced = false;
+  bool end_sent = false;
   // The peer ended its side, or is gone.
   bool over = false;
   absl::Status reason;
@@ -98,9 +99,9 @@ void OutputStream::Break(absl::Status why) {
   Abandon();
 }
 
-Co<void> OutputStream::WaitSent(Clock::time_point deadline) {
+Co<void> OutputStream::WaitDelivered(Clock::time_point deadline) {
   const Clock::time_point opening = std::min(deadline, Clock::now() + kOpening);
-  while (!end_sent_ && (attached() || !was_attached_)) {
+  while (!delivered_ && !discard_ && (attached() || !was_attached_)) {
     const Clock::time_point until = attached() ? deadline : opening;
     if (Clock::now() >= until) break;
     co_await changed_.WaitUntil(until);
@@ -118,8 +119,8 @@ void OutputStream::Attach(std::shared_ptr<Reader> reader) {
 }
 
 std::optional<OutputStream::Source> OutputStream::Take(const Reader& reader) {
-  if (reader_.get() != &reader || taken_by_ != nullptr || sending_ || discard_) return std::nullopt;
-  if (!has_source_ && !ended_) return std::nullopt;
+  if (reader_.get() != &reader || taken_by_ != nullptr || sending_) return std::nullopt;
+  if (!ended_ && (discard_ || !has_source_)) return std::nullopt;
   Source source;
   if (!ended_) {
     source.fd.reset(::fcntl(source_.native_handle(), F_DUPFD_CLOEXEC, 0));
@@ -138,7 +139,7 @@ void OutputStream::Detach(const Reader& reader) {
   if (taken_by_ == &reader) {
     taken_by_ = nullptr;
     if (!ended_ && AtEnd(source_.native_handle())) EndSource();
-    if (ended_) end_sent_ = true;
+    if (ended_) delivered_ = true;
   }
   if (reader_.get() == &reader) reader_ = nullptr;
   changed_.NotifyAll();
@@ -263,8 +264,7 @@ Co<absl::Status> OutputStream::SendTo(std::shared_ptr<Attachment> attachment) {
     if (Unsent().empty() && ended_) {
       auto close = attachment->stream->CloseSend();
       const absl::Status status = co_await std::move(close);
-      if (status.ok()) end_sent_ = true;
-      changed_.NotifyAll();
+      attachment->end_sent = status.ok();
       co_return status;
     }
     if (Unsent().empty() || attachment->window <= 0) {
@@ -303,6 +303,7 @@ Co<absl::Status> OutputStream::Serve(std::shared_ptr<ttrpc::Stream> peer) {
   ReplacePeer();
   peer_ = attachment;
   was_attached_ = true;
+  withdrawn_ = false;
   changed_.NotifyAll();
   asio::co_spawn(executor_, ReadWindow(self, attachment), asio::detached);
   // What the last one has got is known once its send has ended.
@@ -310,7 +311,12 @@ Co<absl::Status> OutputStream::Serve(std::shared_ptr<ttrpc::Stream> peer) {
   auto send = SendTo(attachment);
   absl::Status status = co_await std::move(send);
   // The window updates that are still under way are read and forgotten, until the peer ends too.
-  while (status.ok() && !attachment->over && !attachment->replaced) co_await changed_.Wait();
+  while (attachment->end_sent && !attachment->over && !attachment->replaced) {
+    co_await changed_.Wait();
+  }
+  if (attachment->over && attachment->reason.ok() && !attachment->replaced) {
+    (attachment->end_sent ? delivered_ : withdrawn_) = true;
+  }
   if (!status.ok()) attachment->stream->Cancel();
   attachment->over = true;
   if (peer_ == attachment) peer_ = nullptr;

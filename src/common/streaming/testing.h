@@ -38,10 +38,10 @@ struct Frames {
   absl::Status status;
 };
 
-// Reads an output to its end, or until `at_least` bytes are there; grants `grant` once, then as
-// consumed.
+// Reads an output to its end, which it answers as containerd does, or until `at_least` bytes are
+// there; grants `grant` once, then as consumed.
 inline Co<Frames> ReadOutput(std::shared_ptr<ttrpc::Stream> stream, int64_t grant,
-                             size_t at_least = std::string::npos) {
+                             size_t at_least = std::string::npos, bool closes = true) {
   Frames out;
   int64_t window = 0;
   while (out.data.size() < at_least) {
@@ -57,6 +57,10 @@ inline Co<Frames> ReadOutput(std::shared_ptr<ttrpc::Stream> stream, int64_t gran
     if (!message.ok()) break;
     if (!message->has_value()) {
       out.ended = true;
+      if (!closes) break;
+      auto close = stream->CloseSend();
+      const absl::Status closed = co_await std::move(close);
+      static_cast<void>(closed);
       break;
     }
     const absl::StatusOr<std::string> data = ParseData(**message);

@@ -36,6 +36,8 @@ struct Config {
     uint64_t memory_reserve_mib = 32;
     // How long a guest may leave heartbeats unanswered; 0: no heartbeat.
     std::chrono::seconds heartbeat{30};
+    // How long a container may outlive its SIGKILL before another one ends the VM; 0: for ever.
+    std::chrono::seconds unkillable_after{60};
 
     bool operator==(const Guest&) const = default;
   } guest;

@@ -36,6 +36,7 @@ vcpus = 3
 start_timeout_seconds = 7
 [guest]
 heartbeat_seconds = 0
+unkillable_after_seconds = 7
 [debug]
 failpoints = ["a", "b=error"]
 )",
@@ -45,6 +46,7 @@ failpoints = ["a", "b=error"]
   EXPECT_EQ(config->vm.vcpus, 3u);
   EXPECT_EQ(config->vm.start_timeout, std::chrono::seconds(7));
   EXPECT_EQ(config->guest.heartbeat, std::chrono::seconds(0));
+  EXPECT_EQ(config->guest.unkillable_after, std::chrono::seconds(7));
   EXPECT_THAT(config->debug.failpoints, testing::ElementsAre("a", "b=error"));
 }
 
@@ -102,6 +104,7 @@ TEST(ConfigTest, ShippedFileNamesEveryKeyWithItsDefault) {
                           "extra_cmdline",
                           "memory_reserve_mib",
                           "heartbeat_seconds",
+                          "unkillable_after_seconds",
                           "vmm",
                           "accel",
                           "transport",

@@ -189,6 +189,8 @@ Co<absl::Status> Machine::Launch() {
   }
   *launch.mutable_transport() = plan->transport;
   launch.set_ring_bytes(static_cast<uint32_t>(env_->config.vm.console_ring_kib << 10));
+  launch.set_unkillable_after_seconds(
+      static_cast<uint32_t>(env_->config.guest.unkillable_after.count()));
   if (network_.forward_listener.ok()) {
     launch.set_forward_listener_fd(network_.forward_listener.get());
     launch.set_forward_port(kForwardPort);
