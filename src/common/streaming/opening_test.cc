@@ -53,8 +53,7 @@ TEST(Opening, OfAnythingElse) {
 }
 
 TEST(Opening, NeedsNoMoreThanItsBound) {
-  const std::string large =
-      Request("containerd.task.v3.Task", "Create", std::string(1 << 20, 'x'));
+  const std::string large = Request("containerd.task.v3.Task", "Create", std::string(1 << 20, 'x'));
   Opening opening;
   EXPECT_FALSE(opening.Add(large.substr(0, Opening::kMaxBytes - 1)));
   EXPECT_TRUE(opening.Add(large.substr(Opening::kMaxBytes - 1, 1)));
