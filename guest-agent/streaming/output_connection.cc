@@ -13,10 +13,11 @@
 #include <boost/asio/write.hpp>
 #include <cerrno>
 #include <cstdint>
-#include <cstring>
+#include <string_view>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "magnetar/descriptor_message.h"
 #include "magnetar/output.h"
 #include "magnetar/status.h"
 
@@ -102,22 +103,7 @@ Co<absl::Status> OutputConnection::Send(streaming::OutputStream::Source source) 
 }
 
 Co<absl::Status> OutputConnection::Pass(UniqueFd source) {
-  char byte = 0;
-  iovec data = {&byte, 1};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr message = {};
-  message.msg_iov = &data;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof(control);
-  cmsghdr* header = CMSG_FIRSTHDR(&message);
-  header->cmsg_level = SOL_SOCKET;
-  header->cmsg_type = SCM_RIGHTS;
-  header->cmsg_len = CMSG_LEN(sizeof(int));
-  const int fd = source.get();
-  std::memcpy(CMSG_DATA(header), &fd, sizeof(fd));
-  while (::sendmsg(socket_.native_handle(), &message, MSG_NOSIGNAL) != 1) {
-    if (errno == EINTR) continue;
+  while (SendWithDescriptor(socket_.native_handle(), std::string_view("", 1), source.get()) != 1) {
     if (errno != EAGAIN) co_return ErrnoStatus(errno, "pass an output to the multiplexer");
     auto [error] = co_await socket_.async_wait(asio::posix::descriptor_base::wait_write,
                                                asio::as_tuple(asio::use_awaitable));

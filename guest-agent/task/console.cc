@@ -12,6 +12,7 @@
 #include <limits>
 
 #include "absl/strings/str_cat.h"
+#include "magnetar/descriptor_message.h"
 #include "magnetar/status.h"
 
 namespace magnetar::guest {
@@ -37,25 +38,14 @@ absl::StatusOr<UniqueFd> ReceiveConsole(int listener) {
   const UniqueFd connection(::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
   if (!connection.ok()) return ErrnoStatus(errno, "the runtime delivered no terminal");
   char name[256];
-  iovec body = {name, sizeof(name)};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))];
-  msghdr message = {};
-  message.msg_iov = &body;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof(control);
-  if (::recvmsg(connection.get(), &message, MSG_CMSG_CLOEXEC) < 0) {
+  UniqueFd master;
+  if (ReceiveWithDescriptor(connection.get(), name, sizeof(name), master) < 0) {
     return ErrnoStatus(errno, "receive the terminal");
   }
-  const cmsghdr* header = CMSG_FIRSTHDR(&message);
-  if (header == nullptr || header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS ||
-      header->cmsg_len != CMSG_LEN(sizeof(int))) {
+  if (!master.ok()) {
     return absl::InternalError("the runtime's console message holds no terminal");
   }
-  int fd = -1;
-  std::memcpy(&fd, CMSG_DATA(header), sizeof(fd));
-  UniqueFd master(fd);
-  if (::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK) != 0) {
+  if (::fcntl(master.get(), F_SETFL, ::fcntl(master.get(), F_GETFL) | O_NONBLOCK) != 0) {
     return ErrnoStatus(errno, "set up the terminal");
   }
   return master;

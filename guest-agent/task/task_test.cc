@@ -19,6 +19,7 @@
 #include "guest-agent/testing/fakes.h"
 #include "guest-agent/testing/loop.h"
 #include "guest-agent/testing/temp_dir.h"
+#include "magnetar/descriptor_message.h"
 
 namespace magnetar::guest {
 namespace {
@@ -696,21 +697,7 @@ TEST(ProcessIo, ASizeThatComesBeforeTheTerminalIsNotLost) {
   std::strncpy(address.sun_path, (dir / "console").c_str(), sizeof(address.sun_path) - 1);
   ASSERT_EQ(::connect(runtime.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)),
             0);
-  char name[] = "/dev/ptmx";
-  iovec body = {name, sizeof(name)};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr message = {};
-  message.msg_iov = &body;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof(control);
-  cmsghdr* header = CMSG_FIRSTHDR(&message);
-  header->cmsg_level = SOL_SOCKET;
-  header->cmsg_type = SCM_RIGHTS;
-  header->cmsg_len = CMSG_LEN(sizeof(int));
-  const int fd = master.get();
-  std::memcpy(CMSG_DATA(header), &fd, sizeof(fd));
-  ASSERT_GT(::sendmsg(runtime.get(), &message, 0), 0);
+  ASSERT_GT(SendWithDescriptor(runtime.get(), "/dev/ptmx", master.get()), 0);
   ASSERT_EQ((*io)->Connect(), absl::OkStatus());
   winsize size = {};
   ASSERT_EQ(::ioctl(master.get(), TIOCGWINSZ, &size), 0);

@@ -20,6 +20,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "magnetar/descriptor_message.h"
 #include "magnetar/event.h"
 #include "magnetar/status.h"
 #include "vmm/qemu/qmp_wire.h"
@@ -38,25 +39,6 @@ Co<bool> WaitFor(Descriptor& socket, Descriptor::wait_type type) {
   auto wait = socket.async_wait(type, asio::as_tuple(asio::use_awaitable));
   auto [error] = co_await std::move(wait);
   co_return !error;
-}
-
-// One sendmsg; the descriptor travels with the first byte. Like send(2).
-ssize_t SendWithFd(int socket, std::string_view data, int fd) {
-  iovec iov{.iov_base = const_cast<char*>(data.data()), .iov_len = data.size()};
-  msghdr message{};
-  message.msg_iov = &iov;
-  message.msg_iovlen = 1;
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  if (fd >= 0) {
-    message.msg_control = control;
-    message.msg_controllen = sizeof(control);
-    cmsghdr* header = CMSG_FIRSTHDR(&message);
-    header->cmsg_level = SOL_SOCKET;
-    header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(sizeof(int));
-    std::memcpy(CMSG_DATA(header), &fd, sizeof(fd));
-  }
-  return ::sendmsg(socket, &message, MSG_NOSIGNAL);
 }
 
 class Client : public QmpClient, public std::enable_shared_from_this<Client> {
@@ -130,7 +112,7 @@ class Client : public QmpClient, public std::enable_shared_from_this<Client> {
   static Co<void> Write(std::shared_ptr<Client> self) {
     while (!self->outgoing_.empty()) {
       Outgoing& next = self->outgoing_.front();
-      const ssize_t n = SendWithFd(self->socket_.native_handle(), next.text, next.fd.get());
+      const ssize_t n = SendWithDescriptor(self->socket_.native_handle(), next.text, next.fd.get());
       if (n < 0) {
         if (errno == EINTR) continue;
         if (errno != EAGAIN) break;  // the reader sees the end, too

@@ -9,8 +9,9 @@
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <cerrno>
-#include <cstring>
 #include <utility>
+
+#include "magnetar/descriptor_message.h"
 
 namespace magnetar::mux {
 
@@ -34,29 +35,7 @@ ssize_t Channel::Read(void* buffer, size_t size) {
 }
 
 ssize_t Channel::Receive(void* buffer, size_t size, UniqueFd& passed) {
-  iovec data = {buffer, size};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))];
-  msghdr message = {};
-  message.msg_iov = &data;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof(control);
-  ssize_t n;
-  do {
-    n = ::recvmsg(descriptor_.native_handle(), &message, MSG_CMSG_CLOEXEC);
-  } while (n < 0 && errno == EINTR);
-  if (n <= 0) return n;
-  const cmsghdr* header = CMSG_FIRSTHDR(&message);
-  if (header != nullptr && header->cmsg_type == SCM_RIGHTS) {
-    int fd;
-    std::memcpy(&fd, CMSG_DATA(header), sizeof(fd));
-    passed.reset(fd);
-  } else if ((message.msg_flags & MSG_CTRUNC) != 0) {
-    // The limit of descriptors is reached: the bytes to come would be missing.
-    errno = EMFILE;
-    return -1;
-  }
-  return n;
+  return ReceiveWithDescriptor(descriptor_.native_handle(), buffer, size, passed);
 }
 
 ssize_t Channel::Write(const void* buffer, size_t size) {

@@ -14,11 +14,11 @@
 #include <boost/asio/write.hpp>
 #include <cerrno>
 #include <csignal>
-#include <cstring>
 #include <deque>
 #include <thread>
 #include <vector>
 
+#include "magnetar/descriptor_message.h"
 #include "magnetar/event.h"
 #include "magnetar/ports.h"
 #include "src/common/ttrpc/testing.h"
@@ -360,22 +360,7 @@ TEST_F(MuxTest, ConnectCanBeCancelled) {
 }
 
 // With one byte, which is not sent.
-bool Pass(int socket, int fd) {
-  char byte = 'x';
-  iovec data = {&byte, 1};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr message = {};
-  message.msg_iov = &data;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof(control);
-  cmsghdr* header = CMSG_FIRSTHDR(&message);
-  header->cmsg_level = SOL_SOCKET;
-  header->cmsg_type = SCM_RIGHTS;
-  header->cmsg_len = CMSG_LEN(sizeof(int));
-  std::memcpy(CMSG_DATA(header), &fd, sizeof(fd));
-  return ::sendmsg(socket, &message, MSG_NOSIGNAL) == 1;
-}
+bool Pass(int socket, int fd) { return SendWithDescriptor(socket, "x", fd) == 1; }
 
 struct Pipe {
   Pipe() {
