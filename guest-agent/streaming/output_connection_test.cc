@@ -26,6 +26,8 @@ using testing::OpenStdio;
 using testing::ReadOutput;
 using testing::Wire;
 
+using Clock = std::chrono::steady_clock;
+
 enum class Kind { kMux, kSocket };
 
 std::pair<UniqueFd, UniqueFd> UnixPair() {
@@ -179,7 +181,7 @@ TEST_P(OutputConnectionTest, CountsAsSentOnceTheHostCloses) {
   EXPECT_FALSE((*output)->delivered());
   host.reset();
   loop_.Until([&] { return (*output)->delivered(); });
-  loop_.Run((*output)->WaitDelivered(std::chrono::steady_clock::time_point::max()));
+  loop_.Run((*output)->WaitDelivered(Clock::now(), Clock::time_point::max()));
   // Whoever comes later gets the end again.
   const UniqueFd again = Open("c-stdout");
   EXPECT_EQ(Read(again, 1), std::string(1, kOutputClaimed));
@@ -315,10 +317,10 @@ TEST_P(OutputConnectionTest, TheEndWaitsAMomentForWhoeverOpensTheStream) {
   write_.reset();
   loop_.Settle();
   bool sent = false;
-  asio::co_spawn(
-      loop_.context,
-      (*output)->WaitDelivered(std::chrono::steady_clock::now() + std::chrono::seconds(10)),
-      [&](const std::exception_ptr&) { sent = true; });
+  asio::co_spawn(loop_.context,
+                 (*output)->WaitDelivered(Clock::now() + std::chrono::seconds(5),
+                                          Clock::now() + std::chrono::seconds(10)),
+                 [&](const std::exception_ptr&) { sent = true; });
   loop_.Settle();
   EXPECT_FALSE(sent);
   UniqueFd host = Open("c-stdout");

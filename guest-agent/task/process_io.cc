@@ -18,6 +18,8 @@ namespace {
 // What containerd's own shim allows for output that is still on its way at
 // Delete (cmd/containerd-shim-runc-v2/process/exec.go of 2.1.9); here from the process's end.
 constexpr auto kDeliveryTime = std::chrono::seconds(10);
+// Within which whoever opens a stream has got here, though his call was answered before.
+constexpr auto kOpeningTime = std::chrono::seconds(1);
 // What a process may write ahead of the agent, whose memory it is not: the process's cgroup is
 // charged for it.
 constexpr int kOutputPipeBytes = 256 << 10;
@@ -170,9 +172,9 @@ void ProcessIo::LoseCaller() {
 
 Co<void> ProcessIo::WaitDelivered(std::chrono::steady_clock::time_point ended) {
   const std::shared_ptr<streaming::OutputStream> outputs[] = {out_, err_};
-  const auto deadline = ended + kDeliveryTime;
   for (const std::shared_ptr<streaming::OutputStream>& output : outputs) {
-    if (output != nullptr) co_await output->WaitDelivered(deadline);
+    if (output != nullptr)
+      co_await output->WaitDelivered(ended + kOpeningTime, ended + kDeliveryTime);
   }
 }
 

@@ -300,6 +300,11 @@ Co<void> TaskManager::CloseContainer(TaskManager* self, ContainerPtr container,
     auto blocking = RunBlocking(*self->env_.blocking, std::move(clear));
     status = co_await std::move(blocking);
   }
+  if (status.ok() && container->init->pid != 0) {
+    // So that its end is told, and its last output with it, before the machine goes.
+    const bool told = co_await container->init->exited.WaitUntil(closing->kill_deadline);
+    if (!told) Log(LogLevel::kWarn, "its last output is not read container=", container->id);
+  }
   if (!status.ok()) {
     Log(LogLevel::kError, "not closed container=", container->id, " error=", status.ToString());
     if (closing->first.ok()) closing->first = Annotate(status, container->id);

@@ -139,6 +139,8 @@ Co<absl::Status> TaskManager::StartExec(ContainerPtr container, ProcessPtr proce
 }
 
 void TaskManager::ProcessEnded(Process& process, Exit exit) {
+  // A Delete was faster.
+  if (process.exited.IsSet()) return;
   process.exit = exit;
   process.state = Process::State::kStopped;
   process.io->Exited();
@@ -147,7 +149,7 @@ void TaskManager::ProcessEnded(Process& process, Exit exit) {
 
 void TaskManager::EndUntold(Process& process) {
   if (process.exited.IsSet()) return;
-  process.exit = NeverRan();
+  if (!process.gone.IsSet()) process.exit = NeverRan();
   process.state = Process::State::kStopped;
   process.exited.Set();
 }
@@ -167,6 +169,7 @@ Co<void> TaskManager::InitEnded(TaskManager* self, ContainerPtr container, Exit 
   while (container->running_execs > 0) co_await container->changed.Wait();
   Process& init = *container->init;
   init.ended = Clock::now();
+  init.exit = exit;
   init.gone.Set();
   // containerd hears of the end and drops what it has not read until then.
   auto delivered = init.io->WaitDelivered(init.ended);

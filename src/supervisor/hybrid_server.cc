@@ -102,7 +102,7 @@ Co<void> HandleTask(AsyncFd& socket, const GuestAccess& access) {
   UniqueFd client(socket.release());
   UniqueFd far(guest.release());
   std::unique_ptr<RelayListener> listener = access.kills->Listen();
-  listener->Heard(opening.bytes());
+  listener->FromA(opening.bytes());
   auto relay = Relay(std::move(client), std::move(far), std::move(listener));
   co_await std::move(relay);
 }

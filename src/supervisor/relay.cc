@@ -72,7 +72,15 @@ Co<absl::Status> WriteRest(AsyncFd& to, std::string rest, RelayListener* listene
   co_return co_await std::move(write);
 }
 
-Co<CopyEnd> Copy(AsyncFd& from, AsyncFd& to, RelayListener* listener) {
+// What one direction's bytes are shown to.
+struct Ear {
+  RelayListener* listener;
+  void (RelayListener::*heard)(std::string_view bytes);
+  // Of a `to` that takes nothing.
+  bool hears_stalls;
+};
+
+Co<CopyEnd> Copy(AsyncFd& from, AsyncFd& to, Ear ear) {
   auto executor = co_await asio::this_coro::executor;
   int copied = 0;
   while (true) {
@@ -88,7 +96,7 @@ Co<CopyEnd> Copy(AsyncFd& from, AsyncFd& to, RelayListener* listener) {
       continue;
     }
     const size_t size = static_cast<size_t>(n);
-    if (listener != nullptr) listener->Heard({chunk.data(), size});
+    if (ear.listener != nullptr) (ear.listener->*ear.heard)({chunk.data(), size});
     ssize_t written = ::send(to.native_handle(), chunk.data(), size, MSG_NOSIGNAL);
     if (written < 0) {
       if (errno != EAGAIN && errno != EINTR) co_return CopyEnd::kRefused;
@@ -96,7 +104,7 @@ Co<CopyEnd> Copy(AsyncFd& from, AsyncFd& to, RelayListener* listener) {
     }
     if (static_cast<size_t>(written) < size) {
       std::string rest(chunk.data() + written, size - static_cast<size_t>(written));
-      auto write = WriteRest(to, std::move(rest), listener);
+      auto write = WriteRest(to, std::move(rest), ear.hears_stalls ? ear.listener : nullptr);
       const absl::Status status = co_await std::move(write);
       if (!status.ok()) co_return CopyEnd::kRefused;
     }
@@ -115,9 +123,8 @@ Co<void> BreakAtHangup(std::shared_ptr<Connection> connection, AsyncFd& closed) 
   if (status.ok()) connection->Break();
 }
 
-Co<void> Direction(std::shared_ptr<Connection> connection, AsyncFd& from, AsyncFd& to,
-                   RelayListener* listener) {
-  auto copy = Copy(from, to, listener);
+Co<void> Direction(std::shared_ptr<Connection> connection, AsyncFd& from, AsyncFd& to, Ear ear) {
+  auto copy = Copy(from, to, ear);
   const CopyEnd end = co_await std::move(copy);
   if (end == CopyEnd::kRefused && connection->running == 2 && !connection->discarding) {
     connection->discarding = true;
@@ -142,9 +149,11 @@ Co<void> Direction(std::shared_ptr<Connection> connection, AsyncFd& from, AsyncF
 Co<void> Relay(UniqueFd a, UniqueFd b, std::unique_ptr<RelayListener> listener) {
   auto executor = co_await asio::this_coro::executor;
   auto connection = std::make_shared<Connection>(executor, std::move(a), std::move(b));
-  asio::co_spawn(executor, Direction(connection, connection->a, connection->b, listener.get()),
+  const Ear from_a = {listener.get(), &RelayListener::FromA, true};
+  const Ear from_b = {listener.get(), &RelayListener::FromB, false};
+  asio::co_spawn(executor, Direction(connection, connection->a, connection->b, from_a),
                  asio::detached);
-  asio::co_spawn(executor, Direction(connection, connection->b, connection->a, nullptr),
+  asio::co_spawn(executor, Direction(connection, connection->b, connection->a, from_b),
                  asio::detached);
   auto done = connection->done.Wait();
   co_await std::move(done);

@@ -13,8 +13,9 @@ class RelayListener {
  public:
   virtual ~RelayListener() = default;
   // Before it is passed on.
-  virtual void Heard(std::string_view bytes) = 0;
-  // For how long something may wait to be passed on before Stalled(). Zero: for ever.
+  virtual void FromA(std::string_view bytes) = 0;
+  virtual void FromB(std::string_view bytes) = 0;
+  // For how long something from a may wait to be passed on before Stalled(). Zero: for ever.
   virtual std::chrono::seconds patience() const = 0;
   virtual void Stalled() = 0;
 };
@@ -24,7 +25,7 @@ class RelayListener {
 // have something to say (a server that refuses an upload), is heard to its end, while what is sent
 // to it is thrown away. A peer that is gone altogether ends both. Nothing is buffered but what one
 // write has left over, 64 KiB at most for each direction. `listener`, if there, is told of what
-// comes from a.
+// passes.
 Co<void> Relay(UniqueFd a, UniqueFd b, std::unique_ptr<RelayListener> listener = nullptr);
 
 }  // namespace magnetar::supervisor

@@ -73,8 +73,9 @@ class OutputStream : public std::enable_shared_from_this<OutputStream> {
   // The last peer ended its side before it had got the end: it wants no more.
   bool withdrawn() const { return withdrawn_; }
   // Returns when it is delivered, or at `deadline`, or when nobody is attached to whom it could be.
-  // Somebody who never was may be on the way, and is given a moment.
-  Co<void> WaitDelivered(std::chrono::steady_clock::time_point deadline);
+  // Somebody who never was may be on the way until `opening`.
+  Co<void> WaitDelivered(std::chrono::steady_clock::time_point opening,
+                         std::chrono::steady_clock::time_point deadline);
   // Returns at the next change of any of this.
   Co<void> Changed() { return changed_.Wait(); }
   void Wake() { changed_.NotifyAll(); }

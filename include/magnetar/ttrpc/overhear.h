@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -7,19 +8,29 @@
 
 namespace magnetar::ttrpc {
 
-// Hears the requests of a ttrpc client as its bytes pass by on their way to the server. What is
-// longer than any request of interest, or no ttrpc, passes unheard. One thread.
+// Hears the calls of a ttrpc connection as its bytes pass by. A request that is longer than any of
+// interest, and what is no ttrpc, passes unheard. One thread.
 class Overhear {
  public:
   static constexpr size_t kMaxRequestBytes = 4096;
-  using Heard = std::function<void(const std::string& service, const std::string& method,
-                                   const std::string& payload)>;
 
-  explicit Overhear(Heard heard);
+  struct Call {
+    uint32_t stream_id = 0;
+    std::string service;
+    std::string method;
+    std::string payload;
+  };
+  struct Ears {
+    std::function<void(Call call)> request;
+    // Of whatever contents.
+    std::function<void(uint32_t stream_id)> response;
+  };
+
+  explicit Overhear(Ears ears);
   ~Overhear();
-  Overhear(Overhear&&) noexcept;
 
-  void Add(std::string_view bytes);
+  void FromClient(std::string_view bytes);
+  void FromServer(std::string_view bytes);
 
  private:
   struct State;

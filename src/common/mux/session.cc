@@ -496,7 +496,7 @@ void Session::Settle(int32_t id, const std::shared_ptr<Pump>& pump) {
   if (!pump->unwritten.empty()) return;
   if (!pump->stream_open) {
     pump->Close();
-    if (pump->wide) --wide_outputs_;
+    if (std::exchange(pump->wide, false)) --wide_outputs_;
     pumps_.erase(id);
   } else if (pump->peer_ended) {
     pump->near.ShutdownWrite();

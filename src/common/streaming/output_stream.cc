@@ -26,8 +26,6 @@ using Clock = std::chrono::steady_clock;
 constexpr int kBurstFrames = 24;
 constexpr size_t kSmallFrameBytes = 4 << 10;
 constexpr auto kPace = std::chrono::milliseconds(25);
-// Within which whoever opens a stream has got here after the call that names it.
-constexpr auto kOpening = std::chrono::seconds(1);
 // Of one stream, before others get their turn.
 constexpr int kReadsInARow = 8;
 
@@ -99,8 +97,7 @@ void OutputStream::Break(absl::Status why) {
   Abandon();
 }
 
-Co<void> OutputStream::WaitDelivered(Clock::time_point deadline) {
-  const Clock::time_point opening = std::min(deadline, Clock::now() + kOpening);
+Co<void> OutputStream::WaitDelivered(Clock::time_point opening, Clock::time_point deadline) {
   while (!delivered_ && !discard_ && (attached() || !was_attached_)) {
     const Clock::time_point until = attached() ? deadline : opening;
     if (Clock::now() >= until) break;

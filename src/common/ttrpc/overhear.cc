@@ -6,32 +6,58 @@
 #include "src/common/ttrpc/wire.h"
 
 namespace magnetar::ttrpc {
+namespace {
 
-struct Overhear::State {
-  explicit State(Heard h) : heard(std::move(h)) {}
+// The frames of one direction, as long as they can be followed.
+class Direction {
+ public:
+  explicit Direction(size_t max_body_bytes) : parser_(max_body_bytes) {}
 
-  // False: these bytes cannot be followed.
-  bool Next(std::string_view& bytes) {
-    const auto frame = parser.Next(bytes);
-    if (!frame.ok()) return false;
-    if (!frame->has_value() || (*frame)->header.type != FrameType::kRequest) return true;
-    if ((*frame)->oversized) return true;
-    const auto request = DecodeRequest((*frame)->body);
-    if (request.ok()) heard(request->service(), request->method(), request->payload());
-    return true;
+  template <typename Sink>
+  void Add(std::string_view bytes, Sink sink) {
+    while (!bytes.empty() && !lost_) {
+      const auto frame = parser_.Next(bytes);
+      if (!frame.ok()) {
+        lost_ = true;
+      } else if (frame->has_value()) {
+        sink(**frame);
+      }
+    }
   }
 
-  const Heard heard;
-  FrameParser parser{kMaxRequestBytes};
-  bool lost = false;
+ private:
+  FrameParser parser_;
+  bool lost_ = false;
 };
 
-Overhear::Overhear(Heard heard) : state_(std::make_unique<State>(std::move(heard))) {}
-Overhear::~Overhear() = default;
-Overhear::Overhear(Overhear&&) noexcept = default;
+}  // namespace
 
-void Overhear::Add(std::string_view bytes) {
-  while (!bytes.empty() && !state_->lost) state_->lost = !state_->Next(bytes);
+struct Overhear::State {
+  explicit State(Ears e) : ears(std::move(e)) {}
+
+  const Ears ears;
+  Direction client{kMaxRequestBytes};
+  // Nothing is kept of what a response says.
+  Direction server{0};
+};
+
+Overhear::Overhear(Ears ears) : state_(std::make_unique<State>(std::move(ears))) {}
+Overhear::~Overhear() = default;
+
+void Overhear::FromClient(std::string_view bytes) {
+  state_->client.Add(bytes, [this](const Frame& frame) {
+    if (frame.header.type != FrameType::kRequest || frame.oversized) return;
+    auto request = DecodeRequest(frame.body);
+    if (!request.ok()) return;
+    state_->ears.request(
+        {frame.header.stream_id, request->service(), request->method(), request->payload()});
+  });
+}
+
+void Overhear::FromServer(std::string_view bytes) {
+  state_->server.Add(bytes, [this](const Frame& frame) {
+    if (frame.header.type == FrameType::kResponse) state_->ears.response(frame.header.stream_id);
+  });
 }
 
 }  // namespace magnetar::ttrpc
