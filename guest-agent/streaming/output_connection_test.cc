@@ -101,6 +101,15 @@ class OutputConnectionTest : public ::testing::TestWithParam<Kind> {
     return host;
   }
 
+  // A process has the stream that `host` has named, and writes to write_.
+  std::shared_ptr<streaming::OutputStream> Run(const UniqueFd& host) {
+    auto output = registry_.ClaimOutput("c-stdout");
+    EXPECT_TRUE(output.ok()) << output.status();
+    (*output)->SetSource(std::move(read_));
+    EXPECT_EQ(Read(host, 1), std::string(1, kOutputClaimed));
+    return *std::move(output);
+  }
+
   // What comes until `size` of it are there, or the end.
   std::string Read(const UniqueFd& host, size_t size, bool* ended = nullptr) {
     std::string out;
@@ -134,10 +143,7 @@ INSTANTIATE_TEST_SUITE_P(By, OutputConnectionTest, ::testing::Values(Kind::kMux,
 
 TEST_P(OutputConnectionTest, CarriesAllOfItAndTheEnd) {
   const UniqueFd host = Open("c-stdout");
-  const auto output = registry_.ClaimOutput("c-stdout");
-  ASSERT_TRUE(output.ok());
-  EXPECT_EQ(Read(host, 1), std::string(1, kOutputClaimed));
-  (*output)->SetSource(std::move(read_));
+  const auto output = Run(host);
   std::string data;
   for (int i = 0; data.size() < 3 << 20; ++i) data += std::to_string(i) + " ";
   std::thread writer([&] {
@@ -213,10 +219,7 @@ TEST_P(OutputConnectionTest, AHostThatWithdrawsLeavesNothing) {
 
 TEST_P(OutputConnectionTest, AForgottenStreamIsClosedAltogether) {
   const UniqueFd host = Open("c-stdout");
-  const auto output = registry_.ClaimOutput("c-stdout");
-  ASSERT_TRUE(output.ok());
-  (*output)->SetSource(std::move(read_));
-  EXPECT_EQ(Read(host, 1), std::string(1, kOutputClaimed));
+  const auto output = Run(host);
   loop_.Settle();
   registry_.Forget("c-stdout");
   EXPECT_TRUE(Ended(host));
@@ -259,12 +262,9 @@ TEST_P(OutputConnectionTest, ADiscardedStreamStillEnds) {
 // Nobody will read it: the process must be able to write on.
 TEST_P(OutputConnectionTest, ADiscardedStreamIsDrained) {
   const UniqueFd host = Open("c-stdout");
-  const auto output = registry_.ClaimOutput("c-stdout");
-  ASSERT_TRUE(output.ok());
-  (*output)->SetSource(std::move(read_));
-  EXPECT_EQ(Read(host, 1), std::string(1, kOutputClaimed));
+  const auto output = Run(host);
   loop_.Settle();
-  (*output)->Discard();
+  output->Discard();
   EXPECT_TRUE(Ended(host));
   size_t written = 0;
   const std::string chunk(4096, 'x');

@@ -1,9 +1,9 @@
 #include "guest-agent/streaming/stream_registry.h"
 
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "guest-agent/streaming/output_connection.h"
 #include "magnetar/streaming/frames.h"
 #include "magnetar/streaming/stream_id.h"
 
@@ -120,6 +120,26 @@ Co<absl::Status> StreamRegistry::Serve(std::shared_ptr<ttrpc::Stream> peer) {
   co_return status;
 }
 
+Co<absl::Status> StreamRegistry::HandOver(OutputConnection& connection,
+                                          streaming::OutputStream& output) {
+  while (!output.claimed()) {
+    if (connection.gone()) co_return absl::OkStatus();
+    co_await output.Changed();
+  }
+  auto claimed = connection.SendClaimed();
+  const absl::Status sent = co_await std::move(claimed);
+  if (!sent.ok()) co_return sent;
+  while (!connection.gone()) {
+    std::optional<streaming::OutputStream::Source> source = output.Take(connection);
+    if (source.has_value()) {
+      auto send = connection.Send(*std::move(source));
+      co_return co_await std::move(send);
+    }
+    co_await output.Changed();
+  }
+  co_return absl::OkStatus();
+}
+
 Co<absl::Status> StreamRegistry::ServeOutput(UniqueFd socket) {
   const auto connection = std::make_shared<OutputConnection>(executor_, std::move(socket));
   auto read = connection->ReadId();
@@ -135,24 +155,10 @@ Co<absl::Status> StreamRegistry::ServeOutput(UniqueFd socket) {
   const std::shared_ptr<streaming::OutputStream> output = entry->output;
   output->Attach(connection);
   connection->Watch([output] { output->Wake(); });
-  absl::Status status;
-  bool claimed = false;
-  bool taken = false;
-  while (!connection->gone()) {
-    if (!claimed && output->claimed()) {
-      claimed = true;
-      auto send = connection->SendClaimed();
-      status = co_await std::move(send);
-    } else if (std::optional<streaming::OutputStream::Source> source;
-               claimed && !taken && (source = output->Take(*connection)).has_value()) {
-      taken = true;
-      auto send = connection->Send(*std::move(source));
-      status = co_await std::move(send);
-    } else {
-      co_await output->Changed();
-    }
-    if (!status.ok()) connection->Cut();
-  }
+  auto hand_over = HandOver(*connection, *output);
+  const absl::Status status = co_await std::move(hand_over);
+  if (!status.ok()) connection->Cut();
+  while (!connection->gone()) co_await output->Changed();
   output->Detach(*connection);
   Detached(*id, *entry);
   co_return status;

@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "guest-agent/streaming/input_stream.h"
+#include "guest-agent/streaming/output_connection.h"
 #include "magnetar/co.h"
 #include "magnetar/streaming/output_stream.h"
 #include "magnetar/ttrpc/ttrpc.h"
@@ -51,6 +52,8 @@ class StreamRegistry {
     bool claimed = false;
   };
 
+  // Once a process has the stream, gives its source to the connection. Returns early if that goes.
+  static Co<absl::Status> HandOver(OutputConnection& connection, streaming::OutputStream& output);
   absl::StatusOr<Entry> Attach(const std::string& id);
   absl::StatusOr<Entry*> Claim(const std::string& id, bool input);
   void EraseUnclaimed(const std::string& id);

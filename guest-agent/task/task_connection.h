@@ -5,6 +5,7 @@
 
 #include "guest-agent/streaming/stream_registry.h"
 #include "guest-agent/task/task_manager.h"
+#include "magnetar/co.h"
 #include "magnetar/unique_fd.h"
 
 namespace magnetar::guest {
@@ -23,10 +24,7 @@ class TaskConnections {
   void Serve(UniqueFd connection);
 
  private:
-  struct Connection;
-  static Co<void> Run(TaskConnections* self, std::shared_ptr<Connection> connection,
-                      UniqueFd socket);
-  static Co<void> CloseAfterStream(std::shared_ptr<Connection> connection);
+  static Co<void> Run(TaskConnections* self, uint64_t id, UniqueFd socket);
 
   asio::any_io_executor executor_;
   TaskManager& tasks_;

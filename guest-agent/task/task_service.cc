@@ -30,20 +30,11 @@ void Add(ttrpc::Services& services, TaskManager& manager, const char* method,
                                   });
 }
 
-Co<absl::Status> ServeStream(StreamRegistry* streams, std::shared_ptr<ttrpc::Stream> stream,
-                             std::function<void()> ended) {
-  auto serve = streams->Serve(std::move(stream));
-  const absl::Status status = co_await std::move(serve);
-  ended();
-  co_return status;
-}
-
 }  // namespace
 
 std::shared_ptr<const ttrpc::Services> MakeTaskServices(TaskManager& manager,
                                                         StreamRegistry& streams,
-                                                        uint64_t connection,
-                                                        std::function<void()> stream_ended) {
+                                                        uint64_t connection) {
   auto services = std::make_shared<ttrpc::Services>();
   Add(*services, manager, "State", &TaskManager::State);
   services->Add<v3::CreateTaskRequest, v3::CreateTaskResponse>(
@@ -75,9 +66,8 @@ std::shared_ptr<const ttrpc::Services> MakeTaskServices(TaskManager& manager,
         return ToItsEnd<wire::Empty>(manager.Exec(std::move(request), connection));
       });
   services->AddStream(streaming::kStreamingService, streaming::kStreamMethod,
-                      [&streams, ended = std::move(stream_ended)](
-                          const ttrpc::CallContext&, std::shared_ptr<ttrpc::Stream> stream) {
-                        return ServeStream(&streams, std::move(stream), ended);
+                      [&streams](const ttrpc::CallContext&, std::shared_ptr<ttrpc::Stream> stream) {
+                        return streams.Serve(std::move(stream));
                       });
   return services;
 }

@@ -13,9 +13,8 @@
 //
 // After the end the guest closes its sending side only. The host closes the connection when the
 // reader has read all of it, or wants no more: until then the guest waits before it tells of the
-// process's end. A guest that
-// closes altogether has forgotten the stream; it does so at once if it refuses the id. A host that
-// closes before kOutputClaimed has withdrawn.
+// process's end. A guest that closes altogether has forgotten the stream; it does so at once if it
+// refuses the id. A host that closes before kOutputClaimed has withdrawn.
 namespace magnetar {
 
 inline constexpr size_t kMaxOutputIdBytes = 255;

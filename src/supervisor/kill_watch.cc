@@ -28,11 +28,6 @@ class KillWatch::Listener : public RelayListener {
 
   void FromA(std::string_view bytes) override { calls_.FromClient(bytes); }
   void FromB(std::string_view bytes) override { calls_.FromServer(bytes); }
-  std::chrono::seconds patience() const override { return watch_.patience_; }
-  void Stalled() override {
-    watch_.unkillable_(absl::StrCat("the guest has read none of containerd's calls for ",
-                                    watch_.patience_.count(), " s"));
-  }
 
  private:
   void Request(const ttrpc::Overhear::Call& call) {

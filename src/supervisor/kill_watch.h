@@ -16,8 +16,9 @@ namespace magnetar::supervisor {
 // containerd's own calls tell. It has a Wait pending for as long as it believes in a container, and
 // the kubelet asks again for what it has not seen done (containerd 2.1.9,
 // internal/cri/server/container_stop.go: SIGKILL, then two minutes of waiting). A SIGKILL for a
-// container that got one `patience` ago, while the same end is waited for, is that. A guest that
-// tells of ends that are none is not noticed. One thread; outlives its listeners.
+// container that got one `patience` ago, while the same end is waited for, is that. A guest
+// that tells of ends that are none, or reads no calls, is not noticed. One thread; outlives its
+// listeners.
 class KillWatch {
  public:
   using Clock = std::chrono::steady_clock;
@@ -28,8 +29,7 @@ class KillWatch {
   KillWatch(const KillWatch&) = delete;
   KillWatch& operator=(const KillWatch&) = delete;
 
-  // For one connection to the task port. A guest that reads no calls at all must not keep them
-  // from being heard by that.
+  // For one connection to the task port.
   std::unique_ptr<RelayListener> Listen();
 
   // containerd waits for the container's end; `Waited` for each.

@@ -4,8 +4,6 @@
 #include <sys/socket.h>
 
 #include <boost/asio/as_tuple.hpp>
-#include <boost/asio/bind_cancellation_slot.hpp>
-#include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/steady_timer.hpp>
@@ -32,12 +30,11 @@ using streaming::OutputStream;
 
 constexpr std::chrono::seconds kGuestDeadline{10};
 constexpr std::chrono::milliseconds kRetryPause{500};
-// containerd up to 2.2 never closes a stream's connection.
-constexpr std::chrono::milliseconds kLinger{50};
 constexpr ttrpc::Limits kLimits = {.max_received_bytes = 64 << 10,
                                    .max_streams = 1,
                                    .max_stream_backlog_bytes = 256 << 10,
-                                   .max_buffered_bytes = 1 << 20};
+                                   .max_buffered_bytes = 1 << 20,
+                                   .close_after_streams = streaming::kLinger};
 
 // Whether the guest may think otherwise later.
 bool MayPass(const absl::Status& status) {
@@ -60,21 +57,6 @@ Co<absl::Status> ReadClaimed(AsyncFd& guest) {
 }
 
 }  // namespace
-
-// The connection of one stream, which ends soon after it.
-struct Outputs::Client : std::enable_shared_from_this<Client> {
-  explicit Client(const asio::any_io_executor& executor) : linger(executor) {}
-
-  void CloseSoon() {
-    linger.expires_after(kLinger);
-    linger.async_wait([self = shared_from_this()](boost::system::error_code error) {
-      if (!error) self->cancel.emit(asio::cancellation_type::terminal);
-    });
-  }
-
-  asio::cancellation_signal cancel;
-  asio::steady_timer linger;
-};
 
 struct Outputs::Output {
   Output(const asio::any_io_executor& executor, std::string name)
@@ -185,14 +167,6 @@ void Outputs::Forget(const std::shared_ptr<Output>& output) {
   outputs_.erase(output->id);
 }
 
-Co<absl::Status> Outputs::ServeStream(std::shared_ptr<Outputs> self, std::shared_ptr<Client> client,
-                                      std::shared_ptr<ttrpc::Stream> peer) {
-  auto serve = self->Deliver(std::move(peer));
-  const absl::Status status = co_await std::move(serve);
-  client->CloseSoon();
-  co_return status;
-}
-
 Co<absl::Status> Outputs::Deliver(std::shared_ptr<ttrpc::Stream> peer) {
   auto receive = peer->Receive();
   const absl::StatusOr<std::optional<std::string>> first = co_await std::move(receive);
@@ -222,21 +196,18 @@ Co<absl::Status> Outputs::Deliver(std::shared_ptr<ttrpc::Stream> peer) {
   co_return status;
 }
 
-Co<void> Outputs::Serve(UniqueFd socket, std::string received) {
-  const auto client = std::make_shared<Client>(executor_);
+Co<void> Outputs::Serve(UniqueFd client, std::string received) {
   auto services = std::make_shared<ttrpc::Services>();
   services->AddStream(streaming::kStreamingService, streaming::kStreamMethod,
-                      [self = shared_from_this(), client](const ttrpc::CallContext&,
-                                                          std::shared_ptr<ttrpc::Stream> stream) {
-                        return ServeStream(self, client, std::move(stream));
+                      [self = shared_from_this()](const ttrpc::CallContext&,
+                                                  std::shared_ptr<ttrpc::Stream> stream) {
+                        return self->Deliver(std::move(stream));
                       });
   auto serve =
-      ttrpc::ServeConnection(std::move(socket), std::move(services), kLimits, std::move(received));
-  auto slot = asio::bind_cancellation_slot(client->cancel.slot(), asio::use_awaitable);
-  auto served = asio::co_spawn(executor_, std::move(serve), std::move(slot));
-  const absl::Status status = co_await std::move(served);
+      ttrpc::ServeConnection(std::move(client), std::move(services), kLimits, std::move(received));
+  const absl::Status status = co_await std::move(serve);
+  // How it ended is the client's affair; what that means for a stream, Deliver() has seen.
   static_cast<void>(status);
-  client->linger.cancel();
 }
 
 }  // namespace magnetar::supervisor

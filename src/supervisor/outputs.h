@@ -40,10 +40,7 @@ class Outputs : public std::enable_shared_from_this<Outputs> {
 
  private:
   struct Output;
-  struct Client;
 
-  static Co<absl::Status> ServeStream(std::shared_ptr<Outputs> self, std::shared_ptr<Client> client,
-                                      std::shared_ptr<ttrpc::Stream> peer);
   Co<absl::Status> Deliver(std::shared_ptr<ttrpc::Stream> peer);
   // RESOURCE_EXHAUSTED: too many are being read.
   absl::StatusOr<std::shared_ptr<Output>> Find(const std::string& id);

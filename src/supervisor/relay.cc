@@ -6,7 +6,6 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/post.hpp>
-#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <cerrno>
@@ -59,25 +58,10 @@ Co<void> Discard(AsyncFd& from) {
   }
 }
 
-// WriteAll(), whose listener hears of a `to` that takes nothing.
-Co<absl::Status> WriteRest(AsyncFd& to, std::string rest, RelayListener* listener) {
-  asio::steady_timer alarm(to.get_executor());
-  if (listener != nullptr && listener->patience().count() > 0) {
-    alarm.expires_after(listener->patience());
-    alarm.async_wait([listener](boost::system::error_code error) {
-      if (!error) listener->Stalled();
-    });
-  }
-  auto write = WriteAll(to, std::move(rest));
-  co_return co_await std::move(write);
-}
-
-// What one direction's bytes are shown to.
+// Whom one direction's bytes are shown to, if anybody.
 struct Ear {
   RelayListener* listener;
   void (RelayListener::*heard)(std::string_view bytes);
-  // Of a `to` that takes nothing.
-  bool hears_stalls;
 };
 
 Co<CopyEnd> Copy(AsyncFd& from, AsyncFd& to, Ear ear) {
@@ -104,7 +88,7 @@ Co<CopyEnd> Copy(AsyncFd& from, AsyncFd& to, Ear ear) {
     }
     if (static_cast<size_t>(written) < size) {
       std::string rest(chunk.data() + written, size - static_cast<size_t>(written));
-      auto write = WriteRest(to, std::move(rest), ear.hears_stalls ? ear.listener : nullptr);
+      auto write = WriteAll(to, std::move(rest));
       const absl::Status status = co_await std::move(write);
       if (!status.ok()) co_return CopyEnd::kRefused;
     }
@@ -149,8 +133,8 @@ Co<void> Direction(std::shared_ptr<Connection> connection, AsyncFd& from, AsyncF
 Co<void> Relay(UniqueFd a, UniqueFd b, std::unique_ptr<RelayListener> listener) {
   auto executor = co_await asio::this_coro::executor;
   auto connection = std::make_shared<Connection>(executor, std::move(a), std::move(b));
-  const Ear from_a = {listener.get(), &RelayListener::FromA, true};
-  const Ear from_b = {listener.get(), &RelayListener::FromB, false};
+  const Ear from_a = {listener.get(), &RelayListener::FromA};
+  const Ear from_b = {listener.get(), &RelayListener::FromB};
   asio::co_spawn(executor, Direction(connection, connection->a, connection->b, from_a),
                  asio::detached);
   asio::co_spawn(executor, Direction(connection, connection->b, connection->a, from_b),

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <chrono>
 #include <memory>
 #include <string_view>
 
@@ -9,23 +8,20 @@
 
 namespace magnetar::supervisor {
 
+// Is shown what passes.
 class RelayListener {
  public:
   virtual ~RelayListener() = default;
   // Before it is passed on.
   virtual void FromA(std::string_view bytes) = 0;
   virtual void FromB(std::string_view bytes) = 0;
-  // For how long something from a may wait to be passed on before Stalled(). Zero: for ever.
-  virtual std::chrono::seconds patience() const = 0;
-  virtual void Stalled() = 0;
 };
 
 // Copies between two connected non-blocking sockets, both ways, until both
 // directions have ended. A half-close is passed on. A side that takes no more, but may still
 // have something to say (a server that refuses an upload), is heard to its end, while what is sent
 // to it is thrown away. A peer that is gone altogether ends both. Nothing is buffered but what one
-// write has left over, 64 KiB at most for each direction. `listener`, if there, is told of what
-// passes.
+// write has left over, 64 KiB at most for each direction.
 Co<void> Relay(UniqueFd a, UniqueFd b, std::unique_ptr<RelayListener> listener = nullptr);
 
 }  // namespace magnetar::supervisor

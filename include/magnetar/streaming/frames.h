@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <string>
 
@@ -13,6 +14,10 @@ namespace magnetar::streaming {
 
 inline constexpr char kStreamingService[] = "containerd.services.streaming.v1.Streaming";
 inline constexpr char kStreamMethod[] = "Stream";
+
+// containerd up to 2.2 never closes the connection of a stream: its server does, so long after the
+// stream. What crosses its end arrives within that.
+inline constexpr std::chrono::milliseconds kLinger{50};
 
 // A peer that grants more means the same.
 inline constexpr int64_t kMaxWindowBytes = 16 << 20;

@@ -123,7 +123,6 @@ class OutputStream : public std::enable_shared_from_this<OutputStream> {
   bool withdrawn_ = false;
   bool discard_ = false;
   bool claimed_ = false;
-  bool has_source_ = false;
   bool was_attached_ = false;
   absl::Status broken_;
   std::shared_ptr<Attachment> peer_;

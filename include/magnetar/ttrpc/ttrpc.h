@@ -43,6 +43,9 @@ struct Limits {
   // Unread messages of all streams, requests being served and responses not yet written, of one
   // connection; beyond, the stream or call concerned gets RESOURCE_EXHAUSTED.
   size_t max_buffered_bytes = 32 << 20;
+  // A server closes a connection this long after the last of its streams, if nothing was called
+  // since: some clients never close those of a stream. Zero: never.
+  std::chrono::nanoseconds close_after_streams{0};
 };
 
 struct CallContext {

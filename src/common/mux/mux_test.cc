@@ -359,35 +359,29 @@ TEST_F(MuxTest, ConnectCanBeCancelled) {
   EXPECT_TRUE(RunFor(io_, test(host_)).value_or(false));
 }
 
-// With one byte, which is not sent.
-bool Pass(int socket, int fd) { return SendWithDescriptor(socket, "x", fd) == 1; }
-
-struct Pipe {
-  Pipe() {
-    int fds[2];
-    if (::pipe2(fds, O_CLOEXEC | O_NONBLOCK) != 0) std::abort();
-    read.reset(fds[0]);
-    write.reset(fds[1]);
-  }
-  UniqueFd read, write;
-};
+// Passes the reading end of a pipe, with one byte, which is not sent; gives the writing end.
+UniqueFd PassPipe(Socket& user) {
+  int fds[2];
+  if (::pipe2(fds, O_CLOEXEC | O_NONBLOCK) != 0) std::abort();
+  const UniqueFd read_end(fds[0]);
+  EXPECT_EQ(SendWithDescriptor(user.native_handle(), "x", read_end.get()), 1);
+  return UniqueFd(fds[1]);
+}
 
 TEST_F(MuxTest, APassedDescriptorIsReadInTheUsersPlace) {
   Start();
   auto [near, far] = Open();
   ASSERT_EQ(::send(far.native_handle(), "first ", 6, 0), 6);
-  Pipe pipe;
-  ASSERT_TRUE(Pass(far.native_handle(), pipe.read.get()));
-  pipe.read.reset();
+  UniqueFd pipe = PassPipe(far);
   const std::string data = Pattern(4 << 20, 7);
   std::thread writer([&] {
-    ::fcntl(pipe.write.get(), F_SETFL, 0);
+    ::fcntl(pipe.get(), F_SETFL, 0);
     for (size_t at = 0; at < data.size();) {
-      const ssize_t n = ::write(pipe.write.get(), data.data() + at, data.size() - at);
+      const ssize_t n = ::write(pipe.get(), data.data() + at, data.size() - at);
       if (n <= 0) break;
       at += static_cast<size_t>(n);
     }
-    pipe.write.reset();
+    pipe.reset();
   });
   EXPECT_TRUE(RunFor(io_, ReadToEnd(near)) == "first " + data);
   writer.join();
@@ -399,10 +393,8 @@ TEST_F(MuxTest, APassedDescriptorIsReadInTheUsersPlace) {
 TEST_F(MuxTest, WhoeverPassedADescriptorCanGiveUpTheStream) {
   Start();
   auto [near, far] = Open();
-  Pipe pipe;
-  ASSERT_TRUE(Pass(far.native_handle(), pipe.read.get()));
-  pipe.read.reset();
-  ASSERT_EQ(::write(pipe.write.get(), "here", 4), 4);
+  UniqueFd pipe = PassPipe(far);
+  ASSERT_EQ(::write(pipe.get(), "here", 4), 4);
   std::string got(4, '\0');
   auto read = [](Socket& socket, std::string& out) -> Co<bool> {
     auto all = asio::async_read(socket, asio::buffer(out), asio::as_tuple(asio::use_awaitable));
@@ -414,7 +406,7 @@ TEST_F(MuxTest, WhoeverPassedADescriptorCanGiveUpTheStream) {
   far.shutdown(Socket::shutdown_both);
   EXPECT_EQ(RunFor(io_, ReadToEnd(near)).value_or("late"), "");
   // Nobody reads it any more.
-  const auto nobody_reads = [&] { return ::write(pipe.write.get(), "x", 1) < 0 && errno == EPIPE; };
+  const auto nobody_reads = [&] { return ::write(pipe.get(), "x", 1) < 0 && errno == EPIPE; };
   ::signal(SIGPIPE, SIG_IGN);
   for (int i = 0; i < 100 && !nobody_reads(); ++i) io_.run_one_for(std::chrono::milliseconds(10));
   EXPECT_TRUE(nobody_reads());
@@ -423,13 +415,11 @@ TEST_F(MuxTest, WhoeverPassedADescriptorCanGiveUpTheStream) {
 TEST_F(MuxTest, ACloseByTheHostLetsGoOfThePassedDescriptor) {
   Start();
   auto [near, far] = Open();
-  Pipe pipe;
-  ASSERT_TRUE(Pass(far.native_handle(), pipe.read.get()));
-  pipe.read.reset();
+  UniqueFd pipe = PassPipe(far);
   near.close();
   EXPECT_EQ(RunFor(io_, ReadToEnd(far)).value_or("late"), "");
   ::signal(SIGPIPE, SIG_IGN);
-  EXPECT_EQ(::write(pipe.write.get(), "x", 1), -1);
+  EXPECT_EQ(::write(pipe.get(), "x", 1), -1);
 }
 
 TEST_F(MuxTest, Throughput) {

@@ -98,7 +98,6 @@ struct Session::Callbacks {
   static ssize_t ReadLength(nghttp2_session*, uint8_t, int32_t, int32_t session_window,
                             int32_t stream_window, uint32_t max_frame, void*) {
     const auto window = static_cast<uint32_t>(std::max(0, std::min(session_window, stream_window)));
-    // With its header one write.
     // With its header whole writes.
     return std::min({window, max_frame, kFrameBytes - kFrameHeaderBytes});
   }

@@ -68,7 +68,6 @@ void OutputStream::Claim() {
 void OutputStream::SetSource(UniqueFd source) {
   source_.assign(source.release());
   source_.native_non_blocking(true);
-  has_source_ = true;
   changed_.NotifyAll();
   asio::co_spawn(executor_, ReadSource(shared_from_this()), asio::detached);
 }
@@ -111,13 +110,13 @@ void OutputStream::Attach(std::shared_ptr<Reader> reader) {
   was_attached_ = true;
   if (old != nullptr) old->Cut();
   // It reads no more on its own, unless for nobody.
-  if (has_source_ && !ended_ && !discard_) source_.cancel();
+  if (source_.is_open() && !discard_) source_.cancel();
   changed_.NotifyAll();
 }
 
 std::optional<OutputStream::Source> OutputStream::Take(const Reader& reader) {
   if (reader_.get() != &reader || taken_by_ != nullptr || sending_) return std::nullopt;
-  if (!ended_ && (discard_ || !has_source_)) return std::nullopt;
+  if (!ended_ && (discard_ || !source_.is_open())) return std::nullopt;
   Source source;
   if (!ended_) {
     source.fd.reset(::fcntl(source_.native_handle(), F_DUPFD_CLOEXEC, 0));

@@ -60,7 +60,8 @@ class ServerConnection : public std::enable_shared_from_this<ServerConnection> {
         budget_(std::make_shared<BufferBudget>(limits.max_buffered_bytes)),
         services_(std::move(services)),
         limits_(limits),
-        finished_(executor) {}
+        finished_(executor),
+        closing_(executor) {}
 
   static Co<absl::Status> Run(std::shared_ptr<ServerConnection> self, std::string received);
 
@@ -90,6 +91,7 @@ class ServerConnection : public std::enable_shared_from_this<ServerConnection> {
                    size_t bytes);
   void Spawn(uint32_t id, const std::shared_ptr<Active>& active, Co<void> run);
   void Finished(uint32_t id);
+  void CloseSoon();
   void Expire(uint32_t id);
   // Gives back what the call holds of the budget, and takes `bytes` of it if they are there.
   bool Charge(Active& active, size_t bytes);
@@ -108,6 +110,7 @@ class ServerConnection : public std::enable_shared_from_this<ServerConnection> {
   std::map<const UnaryHandler*, size_t> late_;
   size_t late_calls_ = 0;
   Event finished_;
+  asio::steady_timer closing_;
 };
 
 Co<absl::Status> ServerConnection::Run(std::shared_ptr<ServerConnection> self,
@@ -246,6 +249,7 @@ void ServerConnection::StartStream(uint32_t id, uint8_t flags, const StreamHandl
 }
 
 void ServerConnection::Spawn(uint32_t id, const std::shared_ptr<Active>& active, Co<void> run) {
+  closing_.cancel();
   active_.emplace(id, active);
   asio::co_spawn(
       connection_->executor(), std::move(run),
@@ -343,7 +347,21 @@ void ServerConnection::Finished(uint32_t id) {
     if (--late->second == 0) late_.erase(late);
     --late_calls_;
   }
+  if (active->stream != nullptr && active_.empty()) CloseSoon();
   finished_.NotifyAll();
+}
+
+// Not at once: frames that cross the stream's end are still to come.
+void ServerConnection::CloseSoon() {
+  if (limits_.close_after_streams.count() == 0) return;
+  closing_.expires_after(
+      std::chrono::duration_cast<asio::steady_timer::duration>(limits_.close_after_streams));
+  closing_.async_wait([weak = weak_from_this()](const boost::system::error_code& error) {
+    const auto self = weak.lock();
+    // One that began just now cancelled too late.
+    if (error || self == nullptr || !self->active_.empty()) return;
+    self->connection_->Close(absl::UnavailableError("its streams are over"));
+  });
 }
 
 // The peer has stopped waiting; the handler may be one that must not be interrupted.

@@ -432,6 +432,21 @@ TEST_F(ServerTest, AStreamThatEndsWellNeedsNoCloseOfItsHandler) {
   ExpectSilence();
 }
 
+TEST_F(ServerTest, ClosesAfterTheLastOfItsStreamsIfAskedTo) {
+  Start({.close_after_streams = milliseconds(20)});
+  Send(Call(1, "Echo", "a"));
+  ReceiveFrame();
+  ExpectSilence();
+  Send(Open(3, "Idle") + Open(5, "Silent"));
+  EXPECT_EQ(ReceiveFrame(), End(5));
+  ExpectSilence();
+  wake_.NotifyAll();
+  Send(End(3));
+  EXPECT_EQ(ReceiveFrame(), End(3));
+  EXPECT_EQ(Receive(1), "");
+  ExpectServed(absl::StatusCode::kUnavailable);
+}
+
 TEST_F(ServerTest, TooMuchMetadataIsRefusedUnbuilt) {
   Start();
   std::string pairs;
