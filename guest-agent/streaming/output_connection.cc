@@ -103,7 +103,8 @@ Co<absl::Status> OutputConnection::Send(streaming::OutputStream::Source source) 
 }
 
 Co<absl::Status> OutputConnection::Pass(UniqueFd source) {
-  while (SendWithDescriptor(socket_.native_handle(), std::string_view("", 1), source.get()) != 1) {
+  while (SendWithDescriptor(socket_.native_handle(), std::string_view("\0", 1), source.get()) !=
+         1) {
     if (errno != EAGAIN) co_return ErrnoStatus(errno, "pass an output to the multiplexer");
     auto [error] = co_await socket_.async_wait(asio::posix::descriptor_base::wait_write,
                                                asio::as_tuple(asio::use_awaitable));

@@ -58,6 +58,9 @@ pid_t Launch(const std::vector<std::string>& argv, const std::vector<int>& inher
   ::_exit(127);
 }
 
+constexpr char kMachine[] =
+    "q35,sata=off,smbus=off,i8042=off,hpet=off,vmport=off,usb=off,graphics=off,smm=off,"
+    "memory-backend=ram";
 constexpr char kCommandLine[] =
     "console=ttyS0 quiet reboot=t panic=-1 tsc=reliable no_timer_check mitigations=off nokaslr "
     "cryptomgr.notests norandmaps random.trust_cpu=on rcupdate.rcu_expedited=1 8250.nr_uarts=1 "
@@ -104,8 +107,7 @@ TestVm::TestVm(const std::string& guest, std::string extra_command_line) {
               "none",
               "-no-reboot",
               "-machine",
-              "q35,sata=off,smbus=off,i8042=off,hpet=off,vmport=off,usb=off,graphics=off,smm=off,"
-              "memory-backend=ram",
+              kMachine,
               "-accel",
               "tcg,thread=multi,tb-size=128",
               "-cpu",

@@ -43,7 +43,7 @@ oom_score = 0
   snapshotter = '{snapshotter}'
   [plugins.'io.containerd.cri.v1.images'.pinned_images]
     sandbox = '{pause}'
-
+{registries}
 [plugins.'io.containerd.cri.v1.runtime']
   restrict_oom_score_adj = true
   netns_mounts_under_state_dir = true
@@ -65,6 +65,12 @@ RUNTIME = """\
       privileged_without_host_devices = true
       snapshotter = '{snapshotter}'
       pod_annotations = ['io.magnetar.*']
+"""
+
+
+REGISTRIES = """\
+  [plugins.'io.containerd.cri.v1.images'.registry]
+    config_path = '{path}'
 """
 
 
@@ -93,13 +99,14 @@ def overlay_works(folder):
 
 class Containerd:
     """containerd from the folder `programs`, with one runtime handler per entry of `handlers`
-    (handler name -> snapshotter), which all use the sandboxer that listens on `sandboxer`."""
+    (handler name -> snapshotter), which all use the sandboxer that listens on `sandboxer`. `registry`: the
+    address of the one registry that images of every name are pulled from."""
 
     def __init__(self, programs, run_dir, data_dir, netns, sandboxer, shim_dir, handlers, log_level="info", mtu=1500,
-                 snapshotter="overlayfs"):
+                 snapshotter="overlayfs", registry=""):
         self.run, self.data, self.netns = pathlib.Path(run_dir), pathlib.Path(data_dir), netns
         self.programs = pathlib.Path(programs)
-        self.snapshotter = snapshotter
+        self.snapshotter, self.registry = snapshotter, registry
         self.socket = self.run / "containerd.sock"
         self.config = self.run / "containerd.toml"
         self._settings = (sandboxer, handlers, log_level, mtu)
@@ -116,10 +123,16 @@ class Containerd:
             subprocess.run(["mkfs.ext4", "-q", "-F", "-O", "^has_journal", scratch], check=True,
                            env={"PATH": "/usr/sbin:/sbin:/usr/bin:/bin"})
         network.write_cni(self.run / "cni", f"magnetar-{self.netns}", self.data / "leases", mtu)
+        registries = ""
+        if self.registry:
+            hosts = self.run / "registries" / "_default"
+            hosts.mkdir(parents=True, exist_ok=True)
+            (hosts / "hosts.toml").write_text(f'server = "{self.registry}"\n[host."{self.registry}"]\n  capabilities = ["pull", "resolve"]\n')
+            registries = REGISTRIES.format(path=hosts.parent)
         # The list replaced the single folder in 2.1.
         self.config.write_text(CONFIG.format(
             run=self.run, data=self.data, socket=self.socket, log_level=log_level, sandboxer=sandboxer, pause=PAUSE_IMAGE,
-            snapshotter=self.snapshotter,
+            snapshotter=self.snapshotter, registries=registries,
             cni_bin=f"bin_dirs = ['{network.plugin_dir()}']", cni_conf=self.run / "cni",
             runtimes="".join(RUNTIME.format(name=name, runtime_type=RUNTIME_TYPE, snapshotter=snapshotter)
                              for name, snapshotter in handlers.items())))

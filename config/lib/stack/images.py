@@ -23,7 +23,8 @@ GROUP = "root:x:0:\nnogroup:x:65534:\n"
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One file of a layer. `link`: a symbolic link's target; a path ending in / is a folder."""
+    """One file of a layer. `link`: a symbolic link's target; `same_as`: the path of an earlier entry that this is
+    another name of; a path ending in / is a folder."""
 
     path: str
     content: bytes = b""
@@ -31,13 +32,14 @@ class Entry:
     uid: int = 0
     gid: int = 0
     link: str = ""
+    same_as: str = ""
 
 
 @functools.lru_cache(maxsize=None)
-def busybox_program():
-    """The path of a static busybox; raises CalledProcessError if none can be had."""
-    finder = pathlib.Path(__file__).resolve().parent.parent / "static-busybox"
-    return subprocess.run([finder], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+def busybox_program(kind="static"):
+    """The path of a busybox, static or dynamic; raises CalledProcessError if none can be had."""
+    finder = pathlib.Path(__file__).resolve().parent.parent / "busybox"
+    return subprocess.run([finder, kind], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 def layer(entries):
@@ -49,6 +51,9 @@ def layer(entries):
             info.uid, info.gid, info.mode, info.mtime = entry.uid, entry.gid, entry.mode, 0
             if entry.link:
                 info.type, info.linkname, info.mode = tarfile.SYMTYPE, entry.link, 0o777
+                tar.addfile(info)
+            elif entry.same_as:
+                info.type, info.linkname = tarfile.LNKTYPE, entry.same_as
                 tar.addfile(info)
             elif entry.path.endswith("/"):
                 info.type = tarfile.DIRTYPE
@@ -94,8 +99,8 @@ def _json(value):
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
-def write(path, images):
-    """Writes `images` as one OCI layout, for `ctr images import`."""
+def built(images):
+    """Blobs by digest, and the manifests' descriptors in the order of `images`."""
     blobs, manifests = {}, []
 
     def put(data, media_type):
@@ -124,8 +129,14 @@ def write(path, images):
             "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
             "config": config, "layers": descriptors,
         }), "application/vnd.oci.image.manifest.v1+json")
-        manifests.append({**manifest, "annotations": {"io.containerd.image.name": image.name}})
+        manifests.append(manifest)
+    return blobs, manifests
 
+
+def write(path, images):
+    """Writes `images` as one OCI layout, for `ctr images import`."""
+    blobs, manifests = built(images)
+    named = [{**manifest, "annotations": {"io.containerd.image.name": image.name}} for image, manifest in zip(images, manifests)]
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         def add(name, data):
             info = tarfile.TarInfo(name)
@@ -133,7 +144,7 @@ def write(path, images):
             tar.addfile(info, io.BytesIO(data))
 
         add("oci-layout", _json({"imageLayoutVersion": "1.0.0"}))
-        add("index.json", _json({"schemaVersion": 2, "manifests": manifests}))
+        add("index.json", _json({"schemaVersion": 2, "manifests": named}))
         for digest in sorted(blobs):
             add("blobs/sha256/" + digest.split(":")[1], blobs[digest])
 
@@ -142,9 +153,10 @@ def busybox(name):
     return Image(name, [busybox_layer()])
 
 
-def pause(name):
-    """A sandbox image for handlers that run one: sleeps until it is killed."""
-    return Image(name, [busybox_layer()], command=("/bin/sleep", "infinity"))
+def pause(name, layers=None):
+    """A sandbox image for handlers that run one: waits until it is killed. Not by `sleep`: where a pod's containers
+    share their processes, that would be taken for one of theirs."""
+    return Image(name, layers or [busybox_layer()], command=("/bin/tail", "-f", "/dev/null"))
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ class Pod:
 
 
 class Stack:
-    def __init__(self, containerd_tool="containerd-2.1", daemon_settings=None):
+    def __init__(self, containerd_tool="containerd-2.1", daemon_settings=None, registry=""):
         self.name = f"{os.getpid()}-{next(_numbers)}"
         self.netns = self.cgroup = f"mge2e-{self.name}"
         self.run_dir = claim_run_dir(self.netns)
@@ -174,7 +174,7 @@ class Stack:
         handlers = {f"magnetar{suffix}": snapshotter for suffix, snapshotter in SNAPSHOTTERS.items()}
         shim_dir = self.daemon.program("containerd-shim-magnetar-v1").parent
         self.containerd = containerd.Containerd(settings.tool(containerd_tool), self.run_dir, self.data_dir, self.netns,
-                                                self.daemon.socket, shim_dir, handlers, "debug", MTU)
+                                                self.daemon.socket, shim_dir, handlers, "debug", MTU, registry=registry)
         self.crictl = crictl.Crictl(settings.tool("crictl") / "crictl", socket, self.netns, self.run_dir / "crictl")
         self.host = Host(self.run_dir, self.data_dir, self.netns, self.cgroup, [self.daemon.service, self.containerd.service])
 

@@ -46,7 +46,7 @@ def write(path):
                          images.Entry("etc/passwd", (images.PASSWD + "app:x:1000:1000:app:/home/app:/bin/sh\n").encode())])
     images.write(path, [
         images.Image(BUSYBOX, [base]),
-        images.Image(PAUSE_IMAGE, [base], command=("/bin/sleep", "infinity")),
+        images.pause(PAUSE_IMAGE, [base]),
         images.Image(DATA, [base, data]),
         images.Image(LAYERS, layered(base), compress=True),
         images.Image(USER, [base, user], user="app", working_dir="/home/app"),

@@ -1,0 +1,1 @@
+"""CRI's public conformance suite against Magnetar, with runc beside it."""

@@ -1,0 +1,38 @@
+"""What Magnetar's run says beside runc's."""
+
+from .critest import Outcome, Result
+
+_MISSING = Result(Outcome.MISSING)
+
+
+def verdicts(ours, yardstick, expected):
+    """[(spec, our result, runc's, verdict)], by name. The verdict is "" for what is as it should be."""
+    rows = []
+    for spec in sorted({*ours, *yardstick}):
+        mine, other = ours.get(spec, _MISSING), yardstick.get(spec, _MISSING)
+        verdict = ""
+        if mine.outcome is Outcome.PASSED and spec in expected:
+            verdict = "passes: take it out of expected.toml"
+        elif other.outcome is Outcome.PASSED and mine.outcome is not Outcome.PASSED:
+            verdict = f"expected: needs the host's {expected[spec]}" if spec in expected else "DIFFERS"
+        rows.append((spec, mine, other, verdict))
+    return rows
+
+
+def wrong(rows):
+    """The rows that fail a run."""
+    return [row for row in rows if row[3] and not row[3].startswith("expected")]
+
+
+def table(rows):
+    width = max((len(spec) for spec, *_ in rows), default=4)
+    lines = [f"{'spec'.ljust(width)}  magnetar       runc"]
+    for spec, mine, other, verdict in rows:
+        cells = "  ".join(f"{result.outcome.value:4} {result.seconds:5.1f} s" for result in (mine, other))
+        lines.append(f"{spec.ljust(width)}  {cells}  {verdict}".rstrip())
+    return "\n".join(lines)
+
+
+def counts(results):
+    return ", ".join(f"{sum(result.outcome is outcome for result in results.values())} {outcome.name.lower()}"
+                     for outcome in (Outcome.PASSED, Outcome.FAILED, Outcome.SKIPPED))

@@ -1,0 +1,81 @@
+"""Runs critest, and reads what it found."""
+
+import dataclasses
+import enum
+import pathlib
+import subprocess
+import tomllib
+import xml.etree.ElementTree
+
+
+class Outcome(enum.Enum):
+    PASSED = "pass"
+    FAILED = "FAIL"
+    SKIPPED = "skip"
+    MISSING = "-"
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    outcome: Outcome
+    seconds: float = 0
+    message: str = ""
+
+
+NAMESPACES = ("pid", "ipc", "network", "mount propagation")
+MAX_EXPECTED = 20
+
+
+class ExpectedError(Exception):
+    pass
+
+
+def expected(path):
+    """The specs that only a container on the host can pass, by name; raises ExpectedError for a list that is not in order."""
+    entries = tomllib.loads(pathlib.Path(path).read_text()).get("expected", [])
+    specs = {}
+    for entry in entries:
+        if set(entry) != {"spec", "needs"} or entry["needs"] not in NAMESPACES:
+            raise ExpectedError(f"{path}: an entry is a spec and what it needs of the host, one of {', '.join(NAMESPACES)}: {entry}")
+        if entry["spec"] in specs:
+            raise ExpectedError(f"{path}: twice: {entry['spec']}")
+        specs[entry["spec"]] = entry["needs"]
+    if len(specs) > MAX_EXPECTED:
+        raise ExpectedError(f"{path}: {len(specs)} entries, more than {MAX_EXPECTED}")
+    return specs
+
+
+def run(program, socket, netns, handler, report, log, focus="", skip=""):
+    """One run with the runtime handler `handler`: {spec: Result}. Its output goes to `log`, its report to `report`."""
+    argv = ["nsenter", f"--net=/run/netns/{netns}", "--", program, f"--runtime-endpoint=unix://{socket}",
+            f"--image-endpoint=unix://{socket}", f"--runtime-handler={handler}", "--ginkgo.no-color", "--ginkgo.timeout=2h",
+            f"--ginkgo.junit-report={report}", *([f"--ginkgo.focus={focus}"] if focus else []),
+            *([f"--ginkgo.skip={skip}"] if skip else [])]
+    with open(log, "wb") as output:
+        ended = subprocess.run([str(arg) for arg in argv], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent)
+    if not report.exists():
+        raise RuntimeError(f"critest made no report (exit {ended.returncode}); see {log}")
+    return parse(report, not focus and not skip)
+
+
+def parse(report, everything=True):
+    """{spec: Result}, of a run that had a selection without the specs that were not in it."""
+    results = {}
+    for case in xml.etree.ElementTree.parse(report).iter("testcase"):
+        name = case.get("name", "")
+        # Suite-wide steps are reported as cases too.
+        if not name.startswith("[It] "):
+            continue
+        failure = case.find("failure")
+        if failure is None:
+            failure = case.find("error")
+        if failure is not None:
+            result = Result(Outcome.FAILED, float(case.get("time", 0)), failure.get("message") or (failure.text or ""))
+        elif case.find("skipped") is not None:
+            if not everything and case.find("skipped").get("message") in ("", "skipped"):
+                continue
+            result = Result(Outcome.SKIPPED, 0, case.find("skipped").get("message", ""))
+        else:
+            result = Result(Outcome.PASSED, float(case.get("time", 0)))
+        results[name.removeprefix("[It] ")] = result
+    return results

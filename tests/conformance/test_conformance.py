@@ -1,0 +1,109 @@
+"""What decides about a run, and the registry, without containerd."""
+
+import functools
+import http.server
+import json
+import pathlib
+import sys
+import threading
+import urllib.error
+import urllib.request
+
+import pytest
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1] / "config" / "lib")]
+
+from stack import images  # noqa: E402
+from conformance import comparison, critest, registry  # noqa: E402
+from conformance.critest import Outcome, Result  # noqa: E402
+
+PASSED, FAILED, SKIPPED = (Result(outcome) for outcome in (Outcome.PASSED, Outcome.FAILED, Outcome.SKIPPED))
+
+
+@pytest.mark.parametrize("ours, yardstick, listed, is_wrong", [
+    (PASSED, PASSED, False, False),
+    (FAILED, PASSED, False, True),
+    (FAILED, PASSED, True, False),
+    (SKIPPED, PASSED, False, True),
+    (None, PASSED, False, True),
+    (FAILED, FAILED, False, False),
+    (PASSED, FAILED, False, False),
+    (PASSED, PASSED, True, True),
+])
+def test_verdicts(ours, yardstick, listed, is_wrong):
+    rows = comparison.verdicts({"spec": ours} if ours else {}, {"spec": yardstick}, {"spec": "pid"} if listed else {})
+    assert [spec for spec, *_ in rows] == ["spec"]
+    assert bool(comparison.wrong(rows)) == is_wrong
+    assert "spec" in comparison.table(rows)
+
+
+def write_expected(folder, entries):
+    path = folder / "expected.toml"
+    path.write_text("".join(f"[[expected]]\n{entry}\n" for entry in entries))
+    return path
+
+
+def test_expected(tmp_path):
+    assert critest.expected(write_expected(tmp_path, ['spec = "a"\nneeds = "ipc"'])) == {"a": "ipc"}
+    assert len(critest.expected(HERE / "expected.toml")) <= critest.MAX_EXPECTED
+
+
+@pytest.mark.parametrize("entries", [
+    ['spec = "a"'],
+    ['spec = "a"\nneeds = "time"'],
+    ['spec = "a"\nneeds = "pid"'] * 2,
+    [f'spec = "{n}"\nneeds = "pid"' for n in range(critest.MAX_EXPECTED + 1)],
+], ids=["no reason", "no such namespace", "twice", "too many"])
+def test_expected_is_not_in_order(tmp_path, entries):
+    with pytest.raises(critest.ExpectedError):
+        critest.expected(write_expected(tmp_path, entries))
+
+
+def test_report(tmp_path):
+    report = tmp_path / "report.xml"
+    report.write_text('<testsuites><testsuite><testcase name="[BeforeSuite]" time="1"/><testcase name="[It] a" time="2"/>'
+                      '<testcase name="[It] b" time="3"><failure message="no"/></testcase>'
+                      '<testcase name="[It] c"><skipped message="not here"/></testcase></testsuite></testsuites>')
+    assert critest.parse(report) == {"a": Result(Outcome.PASSED, 2), "b": Result(Outcome.FAILED, 3, "no"),
+                                     "c": Result(Outcome.SKIPPED, 0, "not here")}
+
+
+@pytest.fixture
+def served(tmp_path):
+    folder = tmp_path / "registry"
+    registry.write(folder, [images.Image("example.org/a/b:1", [images.layer([images.Entry("file", b"content")])])])
+    tags = json.loads((folder / registry.INDEX).read_text())
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(registry.Handler, folder, tags))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/v2/"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def get(url, method="GET"):
+    with urllib.request.urlopen(urllib.request.Request(url, method=method)) as response:
+        return response.headers, response.read()
+
+
+def test_an_image_is_pulled(served):
+    assert get(served)[1] == b"{}"
+    headers, by_tag = get(served + "a/b/manifests/1?ns=example.org")
+    manifest = json.loads(by_tag)
+    assert headers["Content-Type"] == manifest["mediaType"]
+    assert get(f"{served}a/b/manifests/{headers['Docker-Content-Digest']}")[1] == by_tag
+    head, nothing = get(served + "a/b/manifests/1", "HEAD")
+    assert (int(head["Content-Length"]), nothing) == (len(by_tag), b"")
+    layer = manifest["layers"][0]
+    assert len(get(f"{served}a/b/blobs/{layer['digest']}")[1]) == layer["size"]
+
+
+@pytest.mark.parametrize("path", ["a/b/manifests/2", "other/manifests/1", "a/b/blobs/index.json", "a/b/blobs/..", "a/b/tags/list",
+                                  "a/b/blobs/sha256:" + "0" * 64])
+def test_what_the_registry_does_not_have(served, path):
+    with pytest.raises(urllib.error.HTTPError) as error:
+        get(served + path)
+    assert error.value.code == 404
+    error.value.close()
