@@ -1,12 +1,16 @@
 #include "guest-agent/storage/container_mounts.h"
 
 #include <fcntl.h>
+#include <linux/openat2.h>
 #include <sys/mount.h>
+#include <sys/syscall.h>
 #include <sys/vfs.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <cstring>
 #include <filesystem>
 #include <system_error>
 #include <utility>
@@ -34,6 +38,19 @@ bool HasDotDot(const std::string& path) {
     if (part == "..") return true;
   }
   return false;
+}
+
+// Another container may write to the tree meanwhile, and the host may have unmounted it.
+void WalkInto(int directory, const std::string& path) {
+  struct open_how how = {};
+  how.flags = O_PATH | O_DIRECTORY | O_CLOEXEC;
+  how.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
+  const UniqueFd walked(
+      static_cast<int>(::syscall(SYS_openat2, directory, path.c_str(), &how, sizeof(how))));
+  if (!walked.ok()) {
+    Log(LogLevel::kWarn, "mount within a volume is not there path=", absl::CHexEscape(path),
+        " error=", strerror(errno));
+  }
 }
 
 }  // namespace
@@ -76,7 +93,8 @@ absl::Status KernelContainerMounts::MountOne(const std::string& directory,
 // too, while requests of the program that just ended may be under way, such as the release of its
 // file: Linux has a BUG there (fs/super.c of 6.1, "Busy inodes after unmount"), and the process
 // never ends. So all are mounted here, before the container is made.
-absl::Status KernelContainerMounts::MountAnnounced(const std::string& container_id) {
+absl::Status KernelContainerMounts::MountAnnounced(const std::string& container_id,
+                                                   const agent::v1::PreparedContainer& prepared) {
   const std::string directory = absl::StrCat(paths_.shared, "/", container_id);
   std::error_code error;
   for (std::filesystem::directory_iterator it(directory, error), end; !error && it != end;
@@ -89,6 +107,10 @@ absl::Status KernelContainerMounts::MountAnnounced(const std::string& container_
   if (error && error != std::errc::no_such_file_or_directory) {
     return absl::InternalError(absl::StrCat("read ", directory, ": ", error.message()));
   }
+  if (prepared.nested_mounts().empty()) return absl::OkStatus();
+  const UniqueFd shared(::open(directory.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+  if (!shared.ok()) return ErrnoStatus(errno, directory);
+  for (const std::string& path : prepared.nested_mounts()) WalkInto(shared.get(), path);
   return absl::OkStatus();
 }
 
@@ -103,11 +125,12 @@ absl::Status KernelContainerMounts::MountVolume(const std::string& target,
 }
 
 absl::Status KernelContainerMounts::MountAll(const std::string& container_id,
-                                             const std::vector<agent::v1::Storage>& storages) {
+                                             const agent::v1::PreparedContainer& prepared) {
   const std::string directory = absl::StrCat(paths_.containers, "/", container_id);
-  absl::Status status = Annotate(MountAnnounced(container_id), "mount what the host shares");
-  for (size_t i = 0; status.ok() && i < storages.size(); ++i) {
-    status = Annotate(MountOne(directory, storages[i]), absl::StrCat("storage ", i));
+  absl::Status status =
+      Annotate(MountAnnounced(container_id, prepared), "mount what the host shares");
+  for (int i = 0; status.ok() && i < prepared.storages_size(); ++i) {
+    status = Annotate(MountOne(directory, prepared.storages(i)), absl::StrCat("storage ", i));
   }
   if (status.ok()) return status;
   const absl::Status undone = UnmountAll(container_id);

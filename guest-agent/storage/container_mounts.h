@@ -2,7 +2,6 @@
 
 #include <mutex>
 #include <string>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "magnetar/agent.pb.h"
@@ -15,10 +14,10 @@ namespace magnetar::guest {
 class ContainerMounts {
  public:
   virtual ~ContainerMounts() = default;
-  // Mounts in order; on an error everything is undone but the pod's volumes, which are there
-  // until the VM ends.
+  // Mounts what the host has prepared, in order; on an error everything is undone but the pod's
+  // volumes, which are there until the VM ends.
   virtual absl::Status MountAll(const std::string& container_id,
-                                const std::vector<agent::v1::Storage>& storages) = 0;
+                                const agent::v1::PreparedContainer& prepared) = 0;
   // Unmounts everything below the container's directory and syncs. Repeatable.
   virtual absl::Status UnmountAll(const std::string& container_id) = 0;
 };
@@ -33,12 +32,13 @@ class KernelContainerMounts : public ContainerMounts {
  public:
   explicit KernelContainerMounts(GuestPaths paths) : paths_(std::move(paths)) {}
   absl::Status MountAll(const std::string& container_id,
-                        const std::vector<agent::v1::Storage>& storages) override;
+                        const agent::v1::PreparedContainer& prepared) override;
   absl::Status UnmountAll(const std::string& container_id) override;
 
  private:
   absl::Status MountOne(const std::string& directory, const agent::v1::Storage& storage);
-  absl::Status MountAnnounced(const std::string& container_id);
+  absl::Status MountAnnounced(const std::string& container_id,
+                              const agent::v1::PreparedContainer& prepared);
   absl::Status MountVolume(const std::string& target, const MountOptions& options);
 
   const GuestPaths paths_;

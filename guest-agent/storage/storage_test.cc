@@ -55,6 +55,12 @@ TEST(Paths, StayBelow) {
   }
 }
 
+agent::v1::PreparedContainer With(const agent::v1::Storage& storage) {
+  agent::v1::PreparedContainer prepared;
+  *prepared.add_storages() = storage;
+  return prepared;
+}
+
 TEST(ContainerMounts, RefusesTargetsElsewhere) {
   const testing::TempDir dir;
   GuestPaths paths;
@@ -64,16 +70,16 @@ TEST(ContainerMounts, RefusesTargetsElsewhere) {
   agent::v1::Storage storage;
   storage.set_kind(agent::v1::Storage::DISK);
   storage.set_target("/etc");
-  EXPECT_EQ(mounts.MountAll("c", {storage}).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(mounts.MountAll("c", With(storage)).code(), absl::StatusCode::kInvalidArgument);
   storage.set_target(dir / "containers/other/rootfs");
-  EXPECT_EQ(mounts.MountAll("c", {storage}).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(mounts.MountAll("c", With(storage)).code(), absl::StatusCode::kInvalidArgument);
   storage.set_kind(agent::v1::Storage::TMPFS);
   storage.set_target(dir / "containers/c/rootfs");
-  EXPECT_EQ(mounts.MountAll("c", {storage}).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(mounts.MountAll("c", With(storage)).code(), absl::StatusCode::kInvalidArgument);
   storage.set_target(dir / "volumes/../x");
-  EXPECT_EQ(mounts.MountAll("c", {storage}).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(mounts.MountAll("c", With(storage)).code(), absl::StatusCode::kInvalidArgument);
   storage.Clear();
-  EXPECT_EQ(mounts.MountAll("c", {storage}).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(mounts.MountAll("c", With(storage)).code(), absl::StatusCode::kFailedPrecondition);
 }
 
 // Ends the process: 0 if the containers of a pod share a volume that outlives each of them.
@@ -93,10 +99,10 @@ void CheckVolumes(const testing::TempDir& dir) {
   storage.set_kind(agent::v1::Storage::TMPFS);
   storage.set_target(dir / "volumes/cache");
   for (const char* option : {"size=1048576", "mode=1770"}) storage.add_options(option);
-  bool good = mounts.MountAll("c1", {storage}).ok();
+  bool good = mounts.MountAll("c1", With(storage)).ok();
   dir.Write("volumes/cache/file", "kept");
-  good = good && mounts.MountAll("c2", {storage}).ok() && mounts.UnmountAll("c1").ok() &&
-         mounts.MountAll("c1", {storage}).ok() && dir.Read("volumes/cache/file") == "kept" &&
+  good = good && mounts.MountAll("c2", With(storage)).ok() && mounts.UnmountAll("c1").ok() &&
+         mounts.MountAll("c1", With(storage)).ok() && dir.Read("volumes/cache/file") == "kept" &&
          MountsBelow(dir / "volumes")->size() == 1;
   struct stat st = {};
   struct statfs fs = {};

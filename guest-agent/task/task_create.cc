@@ -119,9 +119,7 @@ Co<absl::Status> TaskManager::CreateContainer(ContainerPtr container, v3::Create
   auto set_up = [mounts = env_.mounts, id = container->id, directory = container->directory,
                  prepared = *std::move(prepared)]() -> absl::Status {
     MAGNETAR_RETURN_IF_ERROR(WriteBundle(directory, prepared.spec()));
-    const std::vector<agent::v1::Storage> storages(prepared.storages().begin(),
-                                                   prepared.storages().end());
-    return mounts->MountAll(id, storages);
+    return mounts->MountAll(id, prepared);
   };
   auto blocking = RunBlocking(*env_.blocking, std::move(set_up));
   const absl::Status status = co_await std::move(blocking);

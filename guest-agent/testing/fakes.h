@@ -116,7 +116,7 @@ class FakeMounts : public ContainerMounts {
  public:
   absl::Status mount_status, unmount_status;
   std::vector<std::string> mounted, unmounted;
-  absl::Status MountAll(const std::string& id, const std::vector<agent::v1::Storage>&) override {
+  absl::Status MountAll(const std::string& id, const agent::v1::PreparedContainer&) override {
     mounted.push_back(id);
     return mount_status;
   }

@@ -10,15 +10,16 @@ constexpr char kFeaturesType[] =
     "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 
 nlohmann::json Features() {
-  return {{"ociVersionMin", "1.0.0"},
-          {"ociVersionMax", "1.1.0"},
-          {"mountOptions", {"bind", "nodev", "noexec", "nosuid", "rbind", "ro", "rw", "size"}},
-          {"linux",
-           {{"namespaces", {"cgroup", "ipc", "mount", "network", "pid", "uts"}},
-            {"cgroup", {{"v1", false}, {"v2", true}, {"systemd", false}}},
-            {"seccomp", {{"enabled", true}}},
-            {"apparmor", {{"enabled", false}}},
-            {"selinux", {{"enabled", false}}}}}};
+  return {
+      {"ociVersionMin", "1.0.0"},
+      {"ociVersionMax", "1.1.0"},
+      {"mountOptions", {"bind", "nodev", "noexec", "nosuid", "rbind", "ro", "rro", "rw", "size"}},
+      {"linux",
+       {{"namespaces", {"cgroup", "ipc", "mount", "network", "pid", "uts"}},
+        {"cgroup", {{"v1", false}, {"v2", true}, {"systemd", false}}},
+        {"seccomp", {{"enabled", true}}},
+        {"apparmor", {{"enabled", false}}},
+        {"selinux", {{"enabled", false}}}}}};
 }
 
 }  // namespace

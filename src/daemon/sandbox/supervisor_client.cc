@@ -23,8 +23,8 @@ constexpr std::chrono::seconds kKillTimeout{10};
 
 class TtrpcSupervisorClient : public SupervisorClient {
  public:
-  TtrpcSupervisorClient(asio::any_io_executor executor, UniqueFd socket)
-      : client_(ttrpc::Client::Create(std::move(executor), std::move(socket))) {}
+  TtrpcSupervisorClient(const asio::any_io_executor& executor, UniqueFd socket)
+      : client_(ttrpc::Client::Create(executor, std::move(socket))) {}
   ~TtrpcSupervisorClient() override { client_->Close(); }
 
   Co<absl::StatusOr<supervisor::v1::HelloResponse>> Hello() override {
@@ -96,7 +96,7 @@ absl::StatusOr<UniqueFd> ConnectUnix(const std::string& path) {
 
 std::shared_ptr<SupervisorClient> NewSupervisorClient(asio::any_io_executor executor,
                                                       UniqueFd socket) {
-  return std::make_shared<TtrpcSupervisorClient>(std::move(executor), std::move(socket));
+  return std::make_shared<TtrpcSupervisorClient>(executor, std::move(socket));
 }
 
 }  // namespace magnetar::daemon

@@ -14,6 +14,10 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
+#include "magnetar/files.h"
+#include "magnetar/mounts.h"
 #include "magnetar/status.h"
 #include "magnetar/unique_fd.h"
 #include "src/daemon/storage/mount_calls.h"
@@ -82,8 +86,10 @@ absl::Status ShareDirectory(const RootfsPlan& plan, const ShareTarget& target) {
   if (!S_ISDIR(st.st_mode)) {
     return absl::FailedPreconditionError(absl::StrCat(plan.source, " is no directory"));
   }
-  const TreeOptions options = {
-      .recursive = plan.recursive, .read_only = plan.read_only, .follow_host = false};
+  using ReadOnly = TreeOptions::ReadOnly;
+  const TreeOptions options = {.recursive = plan.recursive,
+                               .read_only = plan.read_only ? ReadOnly::kAll : ReadOnly::kNo,
+                               .follow_host = false};
   return AttachClone(source->get(), options, target, true);
 }
 
@@ -186,6 +192,24 @@ absl::Status ShareBind(const HostBind& bind, const ShareTarget& target,
                        const std::string& run_directory) {
   return Annotate(BindHostPath(bind, target, run_directory),
                   absl::StrCat("mounts[", bind.index, "] ", absl::CHexEscape(bind.destination)));
+}
+
+absl::StatusOr<std::vector<std::string>> NestedMounts(const std::string& shared_directory,
+                                                      const std::string& container_id) {
+  const absl::StatusOr<std::string> real = RealPath(shared_directory);
+  if (!real.ok()) return real.status();
+  const absl::StatusOr<std::string> info = ReadFile("/proc/self/mountinfo");
+  if (!info.ok()) return info.status();
+  const std::string prefix = absl::StrCat(*real, "/", container_id, "/");
+  std::vector<std::string> nested;
+  for (const std::string& point : MountPoints(*info)) {
+    absl::string_view name = point;
+    // What has no further slash is a share itself.
+    if (absl::ConsumePrefix(&name, prefix) && absl::StrContains(name, '/')) {
+      nested.emplace_back(name);
+    }
+  }
+  return nested;
 }
 
 absl::Status Unshare(const ShareTarget& target) {

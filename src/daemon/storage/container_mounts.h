@@ -1,8 +1,10 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "src/daemon/storage/rootfs_plan.h"
 #include "src/daemon/storage/spec_rewrite.h"
 
@@ -24,6 +26,10 @@ absl::Status ShareRootfs(const RootfsPlan& plan, const ShareTarget& target);
 // sandboxes. Blocks.
 absl::Status ShareBind(const HostBind& bind, const ShareTarget& target,
                        const std::string& run_directory);
+
+// Mounts within a container's shares, as they were mounted: "m3/data/disk". Blocks.
+absl::StatusOr<std::vector<std::string>> NestedMounts(const std::string& shared_directory,
+                                                      const std::string& container_id);
 
 // Undoes either. Nothing there is fine. Blocks.
 absl::Status Unshare(const ShareTarget& target);

@@ -28,6 +28,8 @@ constexpr char kGuestShared[] = "/run/magnetar/shared/";
 constexpr char kGuestVolumes[] = "/run/magnetar/pod/volumes/";
 constexpr char kGuestContainers[] = "/run/magnetar/containers/";
 constexpr char kRootfs[] = "rootfs";
+// Whose paths, 4 KiB at most, fit into a message.
+constexpr size_t kMaxNestedMounts = 512;
 
 // To be followed by the step itself.
 absl::Status AddStep(SandboxStorage& sandbox, const StorageStep& step) {
@@ -134,6 +136,26 @@ Co<absl::Status> ShareHostPaths(SandboxStorage* sandbox, std::string container_i
   co_return absl::OkStatus();
 }
 
+// The guest is to have them before the container is made. One that is shared later, or not told of,
+// is mounted by whoever walks into it.
+Co<absl::Status> AddNestedMounts(SandboxStorage* sandbox, std::string container_id,
+                                 agent::v1::PreparedContainer* prepared) {
+  auto find = RunBlocking(*sandbox->blocking, [shared = sandbox->shared_directory, container_id] {
+    return NestedMounts(shared, container_id);
+  });
+  absl::StatusOr<std::vector<std::string>> nested = co_await std::move(find);
+  if (!nested.ok()) co_return Annotate(nested.status(), "mounts within what is shared");
+  if (nested->size() > kMaxNestedMounts) {
+    Log(LogLevel::kWarn, "too many mounts within a container's volumes",
+        {{"sandbox", sandbox->sandbox_id},
+         {"container", container_id},
+         {"mounts", absl::StrCat(nested->size())}});
+    nested->resize(kMaxNestedMounts);
+  }
+  for (std::string& path : *nested) prepared->add_nested_mounts(std::move(path));
+  co_return absl::OkStatus();
+}
+
 // Its arguments are checked; leaves its steps behind when it fails.
 Co<absl::Status> Build(SandboxStorage* sandbox, std::string container_id, RootfsPlan plan,
                        std::vector<HostBind> binds, agent::v1::PreparedContainer* prepared) {
@@ -146,8 +168,11 @@ Co<absl::Status> Build(SandboxStorage* sandbox, std::string container_id, Rootfs
     status = co_await std::move(share);
   }
   MAGNETAR_CO_RETURN_IF_ERROR(status);
-  auto share = ShareHostPaths(sandbox, std::move(container_id), std::move(binds));
-  co_return co_await std::move(share);
+  auto share = ShareHostPaths(sandbox, container_id, std::move(binds));
+  status = co_await std::move(share);
+  MAGNETAR_CO_RETURN_IF_ERROR(status);
+  auto nested = AddNestedMounts(sandbox, std::move(container_id), prepared);
+  co_return co_await std::move(nested);
 }
 
 Co<absl::Status> UndoStep(SandboxStorage* sandbox, StorageStep step) {

@@ -29,6 +29,7 @@
 namespace magnetar::daemon {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
@@ -278,12 +279,32 @@ TEST_F(ContainerStorageTest, HostPaths) {
   EXPECT_EQ(*ReadFile(below + "/file"), "deep");
 }
 
-TEST_F(ContainerStorageTest, ReadOnlyCoversWhatIsMountedBelow) {
+TEST_F(ContainerStorageTest, ReadOnlyWithAndWithoutWhatIsMountedBelow) {
   const std::string below = Directory("data/below");
   ASSERT_EQ(::mount("tmpfs", below.c_str(), "tmpfs", 0, nullptr), 0);
-  ASSERT_TRUE(Prepare(Request(Overlay(1), {Bind(top_ + "/data", "/data", {"rbind", "ro"})})).ok());
-  EXPECT_FALSE(WriteFileAtomically(Shared("c1/m0/below/x"), "").ok());
-  EXPECT_TRUE(WriteFileAtomically(below + "/x", "").ok());
+  const std::string data = top_ + "/data";
+  const auto prepared = Prepare(Request(
+      Overlay(1), {Bind(data, "/top", {"rbind", "ro"}), Bind(data, "/all", {"rbind", "rro"})}));
+  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  EXPECT_FALSE(WriteFileAtomically(Shared("c1/m0/x"), "").ok());
+  EXPECT_TRUE(WriteFileAtomically(Shared("c1/m0/below/x"), "").ok());
+  EXPECT_FALSE(WriteFileAtomically(Shared("c1/m1/x"), "").ok());
+  EXPECT_FALSE(WriteFileAtomically(Shared("c1/m1/below/y"), "").ok());
+  EXPECT_TRUE(WriteFileAtomically(below + "/y", "").ok());
+  ASSERT_TRUE(Release().ok());
+}
+
+TEST_F(ContainerStorageTest, TellsOfTheMountsWithinVolumes) {
+  for (const char* name : {"data/a b", "data/c"}) {
+    const std::string place = Directory(name);
+    ASSERT_EQ(::mount("tmpfs", place.c_str(), "tmpfs", 0, nullptr), 0);
+  }
+  const std::string deep = Directory("data/c/deep");
+  ASSERT_EQ(::mount("tmpfs", deep.c_str(), "tmpfs", 0, nullptr), 0);
+  const auto prepared = Prepare(Request(Overlay(1), {Bind(top_ + "/data", "/data", {"rbind"}),
+                                                     Bind(top_ + "/data", "/one", {"bind"})}));
+  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  EXPECT_THAT(prepared->nested_mounts(), ElementsAre("m0/a b", "m0/c", "m0/c/deep"));
   ASSERT_TRUE(Release().ok());
 }
 
@@ -305,12 +326,12 @@ TEST_F(ContainerStorageTest, PropagationFromTheHost) {
   EXPECT_TRUE(Exists(later + "/file"));
 }
 
-TEST_F(ContainerStorageTest, NothingOfTheHostComesBelowAReadOnlyBind) {
+TEST_F(ContainerStorageTest, NothingOfTheHostComesBelowABindThatIsAllReadOnly) {
   const std::string data = Directory("data");
   ASSERT_EQ(::mount("tmpfs", data.c_str(), "tmpfs", 0, nullptr), 0);
   ASSERT_EQ(::mount(nullptr, data.c_str(), nullptr, MS_SHARED, nullptr), 0);
   const std::string later = Directory("data/later");
-  ASSERT_TRUE(Prepare(Request(Overlay(1), {Bind(data, "/data", {"rbind", "rslave", "ro"})})).ok());
+  ASSERT_TRUE(Prepare(Request(Overlay(1), {Bind(data, "/data", {"rbind", "rslave", "rro"})})).ok());
   ASSERT_EQ(::mount("tmpfs", later.c_str(), "tmpfs", 0, nullptr), 0);
   EXPECT_FALSE(WriteFileAtomically(Shared("c1/m0/later/x"), "").ok());
   EXPECT_FALSE(Exists(later + "/x"));

@@ -43,11 +43,13 @@ absl::StatusOr<UniqueFd> CloneTree(int source, const TreeOptions& options) {
   UniqueFd tree(
       ::open_tree(source, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | recursive));
   if (!tree.ok()) return ErrnoStatus(errno, "open_tree");
-  struct mount_attr attributes = {};
-  attributes.attr_set = options.read_only ? MOUNT_ATTR_RDONLY : 0;
-  attributes.propagation = options.follow_host ? MS_SLAVE : MS_PRIVATE;
-  if (::mount_setattr(tree.get(), "", AT_EMPTY_PATH | AT_RECURSIVE, &attributes,
-                      sizeof(attributes)) != 0) {
+  struct mount_attr all = {};
+  all.propagation = options.follow_host ? MS_SLAVE : MS_PRIVATE;
+  if (options.read_only == TreeOptions::ReadOnly::kAll) all.attr_set = MOUNT_ATTR_RDONLY;
+  struct mount_attr top = {};
+  if (options.read_only == TreeOptions::ReadOnly::kTop) top.attr_set = MOUNT_ATTR_RDONLY;
+  if (::mount_setattr(tree.get(), "", AT_EMPTY_PATH | AT_RECURSIVE, &all, sizeof(all)) != 0 ||
+      ::mount_setattr(tree.get(), "", AT_EMPTY_PATH, &top, sizeof(top)) != 0) {
     return ErrnoStatus(errno, "mount_setattr");
   }
   return tree;

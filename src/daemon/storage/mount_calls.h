@@ -13,7 +13,8 @@ namespace magnetar::daemon {
 
 struct TreeOptions {
   bool recursive = false;
-  bool read_only = false;
+  enum class ReadOnly { kNo, kTop, kAll };
+  ReadOnly read_only = ReadOnly::kNo;
   bool follow_host = false;  // a slave of the source instead of private
 };
 

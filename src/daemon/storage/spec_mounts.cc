@@ -15,6 +15,8 @@
 namespace magnetar::daemon {
 namespace {
 
+using ReadOnly = TreeOptions::ReadOnly;
+
 // Filesystems that the guest's kernel makes by itself, whatever the host has.
 constexpr const char* kKernelTypes[] = {"proc",   "sysfs",   "tmpfs",   "ramfs",
                                         "mqueue", "devpts",  "cgroup",  "cgroup2",
@@ -25,6 +27,7 @@ enum class BindOption {
   kPlain,  // not recursive
   kRecursive,
   kReadOnly,
+  kAllReadOnly,  // mounts below it too
   kReadWrite,
   kPrivate,
   kFollow,  // (r)slave: what the host mounts later is seen
@@ -38,7 +41,7 @@ constexpr struct {
   BindOption meaning;
 } kBindOptions[] = {
     {"bind", BindOption::kPlain},         {"rbind", BindOption::kRecursive},
-    {"ro", BindOption::kReadOnly},        {"rro", BindOption::kReadOnly},
+    {"ro", BindOption::kReadOnly},        {"rro", BindOption::kAllReadOnly},
     {"rw", BindOption::kReadWrite},       {"rrw", BindOption::kReadWrite},
     {"private", BindOption::kPrivate},    {"rprivate", BindOption::kPrivate},
     {"unbindable", BindOption::kPrivate}, {"runbindable", BindOption::kPrivate},
@@ -130,6 +133,18 @@ const PodFile* FindPodFile(const Mount& mount, const SpecRequest& request) {
   return nullptr;
 }
 
+const char* GuestAccess(ReadOnly read_only) {
+  switch (read_only) {
+    case ReadOnly::kNo:
+      return "rw";
+    case ReadOnly::kTop:
+      return "ro";
+    case ReadOnly::kAll:
+      break;
+  }
+  return "rro";
+}
+
 // What the mount says to the host goes to `bind`, and what is left for the guest to `guest`.
 absl::Status ReadBindOptions(const Mount& mount, HostBind& bind, std::vector<std::string>& guest) {
   guest.push_back("rbind");
@@ -149,10 +164,13 @@ absl::Status ReadBindOptions(const Mount& mount, HostBind& bind, std::vector<std
         bind.recursive = true;
         break;
       case BindOption::kReadOnly:
-        bind.read_only = true;
+        bind.read_only = ReadOnly::kTop;
+        break;
+      case BindOption::kAllReadOnly:
+        bind.read_only = ReadOnly::kAll;
         break;
       case BindOption::kReadWrite:
-        bind.read_only = false;
+        bind.read_only = ReadOnly::kNo;
         break;
       case BindOption::kPrivate:
         bind.follow_host = false;
@@ -169,8 +187,7 @@ absl::Status ReadBindOptions(const Mount& mount, HostBind& bind, std::vector<std
         break;
     }
   }
-  // A guest sees one filesystem there, without the mounts below it: "ro" covers all of it.
-  guest.push_back(bind.read_only ? "ro" : "rw");
+  guest.emplace_back(GuestAccess(bind.read_only));
   return absl::OkStatus();
 }
 
@@ -222,9 +239,10 @@ absl::Status RewriteBind(const Mount& mount, const SpecRequest& request, Json& j
   bind.source = mount.source;
   bind.destination = mount.destination;
   // What the host mounts later would come writable, and the host could not keep it from the VM.
-  if (bind.read_only && bind.follow_host) {
+  if (bind.read_only == ReadOnly::kAll && bind.follow_host) {
     bind.follow_host = false;
-    result.dropped.push_back("mounts: propagation from the host below a read-only bind");
+    result.dropped.push_back(
+        "mounts: propagation from the host below a bind that is read-only with all in it");
   }
   json = BindJson(mount.destination, absl::StrCat(request.guest_mounts, "/", bind.name),
                   std::move(options));

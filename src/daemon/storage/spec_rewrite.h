@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "src/daemon/storage/mount_calls.h"
 
 // An OCI runtime spec that containerd made for this host, rewritten for a guest.
 // Pure: no file is looked at. Facts: OCI runtime-spec 1.1 (config.md, config-linux.md), and
@@ -32,9 +33,9 @@ struct HostBind {
   std::string source;
   std::string destination;
   bool recursive = false;
-  bool read_only = false;
-  bool follow_host =
-      false;  // later mounts below the source appear, too (rslave); never if read-only
+  TreeOptions::ReadOnly read_only = TreeOptions::ReadOnly::kNo;
+  // Later mounts below the source appear, too (rslave); never if all is read-only.
+  bool follow_host = false;
 };
 
 struct RewrittenSpec {

@@ -11,6 +11,8 @@
 namespace magnetar::daemon {
 namespace {
 
+using ReadOnly = TreeOptions::ReadOnly;
+
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
@@ -163,11 +165,11 @@ TEST(SpecRewriteTest, KubeletsMounts) {
   EXPECT_EQ(hosts.name, "m1");
   EXPECT_EQ(hosts.source, pod + "etc-hosts");
   EXPECT_TRUE(hosts.recursive);
-  EXPECT_FALSE(hosts.read_only);
+  EXPECT_EQ(hosts.read_only, ReadOnly::kNo);
   EXPECT_FALSE(hosts.follow_host);
   EXPECT_EQ(out.result.binds[1].name, "m2");
   EXPECT_EQ(out.result.binds[2].name, "m4");
-  EXPECT_TRUE(out.result.binds[2].read_only);
+  EXPECT_EQ(out.result.binds[2].read_only, ReadOnly::kTop);
   EXPECT_TRUE(out.result.binds[3].follow_host);
 
   EXPECT_EQ(out.MountAt("/etc/hosts")["source"], "/run/magnetar/shared/c1/m1");
@@ -258,27 +260,30 @@ TEST(SpecRewriteTest, ProcessesOfAnotherContainer) {
 
 struct OptionsCase {
   std::vector<std::string> options;
-  bool recursive, read_only, follow_host;
+  bool recursive;
+  ReadOnly read_only;
+  bool follow_host;
   std::vector<std::string> guest;
 };
 
 TEST(SpecRewriteTest, BindOptions) {
   const OptionsCase cases[] = {
-      {{"bind"}, false, false, false, {"rbind", "rprivate", "rw"}},
-      {{"rbind"}, true, false, false, {"rbind", "rprivate", "rw"}},
-      {{"rbind", "ro"}, true, true, false, {"rbind", "rprivate", "ro"}},
-      {{"rbind", "rro"}, true, true, false, {"rbind", "rprivate", "ro"}},
-      {{"rbind", "ro", "rw"}, true, false, false, {"rbind", "rprivate", "rw"}},
-      {{"bind", "slave"}, false, false, true, {"rbind", "rprivate", "rw"}},
-      {{"rbind", "rslave", "rprivate"}, true, false, false, {"rbind", "rprivate", "rw"}},
+      {{"bind"}, false, ReadOnly::kNo, false, {"rbind", "rprivate", "rw"}},
+      {{"rbind"}, true, ReadOnly::kNo, false, {"rbind", "rprivate", "rw"}},
+      {{"rbind", "ro"}, true, ReadOnly::kTop, false, {"rbind", "rprivate", "ro"}},
+      {{"rbind", "rro"}, true, ReadOnly::kAll, false, {"rbind", "rprivate", "rro"}},
+      {{"rbind", "ro", "rw"}, true, ReadOnly::kNo, false, {"rbind", "rprivate", "rw"}},
+      {{"bind", "slave"}, false, ReadOnly::kNo, true, {"rbind", "rprivate", "rw"}},
+      {{"rbind", "rslave", "rprivate"}, true, ReadOnly::kNo, false, {"rbind", "rprivate", "rw"}},
       {{"rbind", "nosuid", "nodev", "noexec", "ro"},
        true,
-       true,
+       ReadOnly::kTop,
        false,
        {"rbind", "rprivate", "nosuid", "nodev", "noexec", "ro"}},
-      {{"rbind", "rslave", "ro"}, true, true, false, {"rbind", "rprivate", "ro"}},
-      {{"rbind", "z"}, true, false, false, {"rbind", "rprivate", "rw"}},
-      {{}, false, false, false, {"rbind", "rprivate", "rw"}},
+      {{"rbind", "rslave", "ro"}, true, ReadOnly::kTop, true, {"rbind", "rprivate", "ro"}},
+      {{"rbind", "rslave", "rro"}, true, ReadOnly::kAll, false, {"rbind", "rprivate", "rro"}},
+      {{"rbind", "z"}, true, ReadOnly::kNo, false, {"rbind", "rprivate", "rw"}},
+      {{}, false, ReadOnly::kNo, false, {"rbind", "rprivate", "rw"}},
   };
   for (const OptionsCase& c : cases) {
     Json spec = Spec();
