@@ -1,6 +1,7 @@
 #include "absl/strings/string_view.h"
 #include "guest-agent/init/boot.h"
 #include "guest-agent/init/kernel_command_line.h"
+#include "guest-agent/init/modules.h"
 #include "guest-agent/pod/pid_namespace.h"
 #include "guest-agent/server.h"
 #include "guest-agent/util/log.h"
@@ -9,6 +10,9 @@
 int main(int argc, char** argv) {
   using magnetar::guest::Log;
   using magnetar::guest::LogLevel;
+  if (argc > 0 && magnetar::guest::IsModprobe(argv[0])) {
+    return magnetar::guest::ModprobeMain({argv + 1, argv + argc});
+  }
   if (argc > 1 && absl::string_view(argv[1]) == magnetar::guest::kPauseArgument) {
     magnetar::guest::PauseMain();
   }

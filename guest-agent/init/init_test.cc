@@ -48,6 +48,18 @@ TEST(Modules, AreListedInOrder) {
               ::testing::ElementsAre("/a.ko", "/b.ko"));
 }
 
+TEST(Modules, TheKernelAsksByNameAndAlias) {
+  const std::string text = "bridge /stp.ko /bridge.ko\nrtnl_link_bridge /stp.ko /bridge.ko\n";
+  EXPECT_THAT(RequestedModules(text, "bridge"), ::testing::ElementsAre("/stp.ko", "/bridge.ko"));
+  EXPECT_THAT(RequestedModules(text, "rtnl-link-bridge"),
+              ::testing::ElementsAre("/stp.ko", "/bridge.ko"));
+  for (const char* other : {"", "brid", "/stp.ko", "rtnl-link-bridge /stp.ko"}) {
+    EXPECT_THAT(RequestedModules(text, other), ::testing::IsEmpty()) << other;
+  }
+  EXPECT_TRUE(IsModprobe("/sbin/modprobe"));
+  EXPECT_FALSE(IsModprobe("/sbin/vmm-task"));
+}
+
 class ReaperTest : public ::testing::Test {
  protected:
   ReaperTest() : reaper_(loop_.executor()) { reaper_.Start(); }

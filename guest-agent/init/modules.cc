@@ -4,12 +4,14 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <mutex>
 #include <set>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "guest-agent/util/log.h"
@@ -18,6 +20,15 @@
 #include "magnetar/unique_fd.h"
 
 namespace magnetar::guest {
+namespace {
+
+// errno says why not.
+bool LoadModule(const std::string& path) {
+  const UniqueFd module(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  return module.ok() && (::syscall(SYS_finit_module, module.get(), "", 0) == 0 || errno == EEXIST);
+}
+
+}  // namespace
 
 std::vector<std::string> ParseModuleList(const std::string& text) {
   std::vector<std::string> paths;
@@ -32,11 +43,36 @@ void LoadModules(const std::string& list) {
   const absl::StatusOr<std::string> text = ReadFile(list);
   if (!text.ok()) return;
   for (const std::string& path : ParseModuleList(*text)) {
-    const UniqueFd module(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-    const bool loaded =
-        module.ok() && (::syscall(SYS_finit_module, module.get(), "", 0) == 0 || errno == EEXIST);
-    if (!loaded) Log(LogLevel::kWarn, "module not loaded path=", path, " error=", strerror(errno));
+    if (LoadModule(path)) continue;
+    Log(LogLevel::kWarn, "module not loaded path=", path, " error=", strerror(errno));
   }
+}
+
+bool IsModprobe(const char* program) {
+  return absl::EndsWith(absl::StrCat("/", program), "/modprobe");
+}
+
+std::vector<std::string> RequestedModules(const std::string& text, std::string name) {
+  std::replace(name.begin(), name.end(), '-', '_');
+  for (const absl::string_view line : absl::StrSplit(text, '\n')) {
+    std::vector<std::string> words = absl::StrSplit(line, ' ', absl::SkipEmpty());
+    if (words.empty() || words.front() != name) continue;
+    words.erase(words.begin());
+    return words;
+  }
+  return {};
+}
+
+int ModprobeMain(const std::vector<std::string>& arguments) {
+  const absl::StatusOr<std::string> text = ReadFile("/etc/magnetar/modules.request");
+  if (!text.ok() || arguments.empty()) return 1;
+  bool loaded = false;
+  // The last is the one that was asked for; an accelerated variant before it may be for another
+  // processor.
+  for (const std::string& path : RequestedModules(*text, arguments.back())) {
+    loaded = LoadModule(path);
+  }
+  return loaded ? 0 : 1;
 }
 
 void LoadModulesFor(const std::string& name) {

@@ -8,14 +8,15 @@ from .packages import unpack
 from .util import canonical_json, new_directory, run, say, sha256_text, write_atomically
 
 # Changes when the stages of an older build are of no use any more.
-FORMAT = 2
+FORMAT = 3
 
 
 def load_order(tree, version, names):
     """Paths below the tree of the modules and all they depend on, soft dependencies included, in load order."""
     order = []
     for name in names:
-        for line in run(["modprobe", "-d", tree, "-S", version, "--show-depends", name]).splitlines():
+        # Not as the builder's machine is configured to.
+        for line in run(["modprobe", "-C", "/dev/null", "-d", tree, "-S", version, "--show-depends", name]).splitlines():
             action, _, path = line.strip().partition(" ")
             if action == "builtin":
                 continue
@@ -27,6 +28,12 @@ def load_order(tree, version, names):
             if relative not in order:
                 order.append(relative)
     return order
+
+
+def names_of(tree, version, module):
+    """The names that the kernel asks for a module by: its own, and those aliases that stand for nothing but it."""
+    aliases = run(["modinfo", "-b", tree, "-k", version, "-F", "alias", module]).split()
+    return sorted({name.replace("-", "_") for name in (module, *aliases) if not set(name) & set("*?[")})
 
 
 def objcopy_version():
@@ -63,10 +70,16 @@ def prepare(package, deb, contents, cache):
         boot = load_order(tree, version, wanted["boot"])
         root = load_order(tree, version, wanted["root"])
         demand = {name: load_order(tree, version, names) for name, names in wanted["demand"].items()}
+        request = {}
+        for module in wanted["request"]["names"]:
+            order = load_order(tree, version, [module])
+            if order:
+                request.update((name, order) for name in names_of(tree, version, module))
         (new / "vmlinux").write_bytes(vmlinux.condense(vmlinux.extract(vmlinuz.read_bytes())))
-        for module in sorted({*boot, *root, *(m for names in demand.values() for m in names)}):
+        for module in sorted({*boot, *root, *(m for lists in (demand, request) for names in lists.values() for m in names)}):
             copy_module(tree / module, new / "tree" / module)
         lists = {"boot": boot, "root": [m for m in root if m not in boot],
-                 "demand": {name: [m for m in names if m not in boot] for name, names in demand.items()}}
+                 **{kind: {name: [m for m in names if m not in boot] for name, names in lists.items()}
+                    for kind, lists in (("demand", demand), ("request", request))}}
         write_atomically(new / "modules.json", canonical_json({"version": version, **lists}))
     return stage

@@ -87,6 +87,11 @@ def populate(tree, debs, agent, stage, modules, contents):
         put(tree, f"etc/magnetar/{name}", "".join(f"/{m}\n" for m in names).encode())
         for module in names:
             put(tree, f"usr/{module}", (stage / "tree" / module).read_bytes())
+    (tree / "usr/sbin/modprobe").symlink_to("vmm-task")
+    put(tree, "etc/magnetar/modules.request",
+        "".join(f"{name} {' '.join(f'/{m}' for m in names)}\n" for name, names in sorted(modules["request"].items())).encode())
+    for module in {module for names in modules["request"].values() for module in names}:
+        put(tree, f"usr/{module}", (stage / "tree" / module).read_bytes())
     return check_crun(tree, contents["crun"]["features"])
 
 

@@ -38,7 +38,8 @@ long Milliseconds() {
 void Load(const std::string& list) {
   std::ifstream file(list);
   std::string path;
-  while (std::getline(file, path)) {
+  while (file >> path) {
+    if (path[0] != '/') continue;  // a name that the kernel asks by
     const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
     const bool ok = fd >= 0 && (syscall(SYS_finit_module, fd, "", 0) == 0 || errno == EEXIST);
     printf("PROBE module %s %s\n", path.c_str(), ok ? "ok" : strerror(errno));
@@ -107,6 +108,7 @@ int main(int, char** argv) {
   while (const dirent* entry = dir == nullptr ? nullptr : readdir(dir)) {
     if (entry->d_name[0] != '.') Load(std::string(kLists) + "/" + entry->d_name);
   }
+  Load("/etc/magnetar/modules.request");
   RunCrun();
   printf("PROBE done\n");
   Finish();
