@@ -12,6 +12,9 @@ namespace magnetar {
 
 // The whole file, at most `limit` bytes (RESOURCE_EXHAUSTED beyond). NOT_FOUND if it is absent.
 absl::StatusOr<std::string> ReadFile(const std::string& path, size_t limit = 4 << 20);
+// The same of a path that starts at a directory.
+absl::StatusOr<std::string> ReadFileAt(int directory, const std::string& path,
+                                       size_t limit = 4 << 20);
 
 // Writes in one write(2) to an existing file, as sysfs and cgroupfs want it.
 absl::Status WriteExisting(const std::string& path, std::string_view data);

@@ -183,7 +183,11 @@ std::string TreeRemover::PathOf(absl::string_view name) const {
 }  // namespace
 
 absl::StatusOr<std::string> ReadFile(const std::string& path, size_t limit) {
-  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  return ReadFileAt(AT_FDCWD, path, limit);
+}
+
+absl::StatusOr<std::string> ReadFileAt(int directory, const std::string& path, size_t limit) {
+  UniqueFd fd(::openat(directory, path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd.ok()) return ErrnoStatus(errno, absl::StrCat("open ", path));
   std::string out;
   char buffer[16384];

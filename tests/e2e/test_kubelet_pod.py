@@ -132,6 +132,26 @@ def test_read_only_mounts(kubelet_pod, volumes):
     assert (volumes / "config" / "app.conf").read_text() == "key = value\n"
 
 
+def test_file_systems_within_a_volume(pod, tmp_path):
+    """They are seen, stay writable below a read-only mount, and their owner can take them away from under a container."""
+    disk = tmp_path / "volume" / "disk"
+    (disk / "deep").mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "disk", str(disk)], check=True)
+    try:
+        (disk / "file").write_text("on the disk\n")
+        container = pod.shell(mounts=[mount(disk.parent, "/rw"), mount(disk.parent, "/ro", True)])
+        assert container.output("cat", "/rw/disk/file", "/ro/disk/file") == "on the disk\n" * 2
+        container.output("sh", "-c", "echo 1 > /rw/disk/one && echo 2 > /ro/disk/two && ! touch /ro/x")
+        assert sorted(path.name for path in disk.iterdir()) == ["file", "one", "two"]
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    (disk / "deep").rmdir()
+    disk.rmdir()
+    assert container.output("ls", "/rw").split() in ([], ["disk"]), "the container still has what it had, or nothing"
+    container.stop(0)
+    container.remove()
+
+
 @pytest.mark.vm
 def test_empty_dir_in_memory_is_the_guests(stack, tmp_path):
     directory = tmp_path / "pods" / "0c1e-4f" / "volumes" / "kubernetes.io~empty-dir" / "cache"

@@ -15,6 +15,7 @@
 #include "magnetar/status.h"
 #include "src/daemon/config/log.h"
 #include "src/daemon/sandbox/async.h"
+#include "src/daemon/storage/file_server.h"
 #include "src/daemon/storage/rootfs_source.h"
 
 namespace magnetar::daemon {
@@ -58,6 +59,13 @@ bool SameStep(const ContainerStep& a, const ContainerStep& b) {
          a.serial == b.serial;
 }
 
+absl::StatusOr<UniqueFd> FileServerNamespace(const RecordFile& record) {
+  for (const RecordedProcess& process : record.Get().processes) {
+    if (process.name == kFileServer) return OpenMountNamespace(process.identity);
+  }
+  return absl::NotFoundError("the sandbox has none");
+}
+
 }  // namespace
 
 HostRequests::HostRequests(const Environment* environment, std::shared_ptr<RecordFile> record,
@@ -73,6 +81,7 @@ HostRequests::HostRequests(const Environment* environment, std::shared_ptr<Recor
   storage_.directory = record_->directory();
   storage_.shared_directory = absl::StrCat(record_->directory(), "/shared");
   storage_.blocking = env_->storage_pool;
+  storage_.file_server_namespace = [record = record_] { return FileServerNamespace(*record); };
   // The record outlives this: both are held by the sandbox.
   storage_.journal_add = [record = record_](const StorageStep& step) {
     return record->Update([&](Record& r) { r.container_steps.push_back(ToRecord(step)); });

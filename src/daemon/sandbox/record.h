@@ -21,8 +21,10 @@ inline constexpr int kRecordSchema = 1;
 inline constexpr char kRecordFile[] = "sandbox.json";
 inline constexpr size_t kMaxRecordBytes = 4 << 20;
 
+inline constexpr char kFileServer[] = "virtiofsd";
+
 struct RecordedProcess {
-  std::string name;  // "supervisor", "qemu", "virtiofsd"
+  std::string name;  // "supervisor", "qemu", kFileServer
   ProcessIdentity identity;
   bool vmm = false;
 };

@@ -21,11 +21,8 @@ class MountedSharedDirectory : public SharedDirectory {
     if (::mount(path.c_str(), path.c_str(), nullptr, MS_BIND, nullptr) != 0) {
       return ErrnoStatus(errno, absl::StrCat("bind ", path));
     }
-    // Out of the peer group of the file system that it lies on, into one of its own.
-    for (const unsigned long propagation : {MS_PRIVATE, MS_SHARED}) {
-      if (::mount(nullptr, path.c_str(), nullptr, propagation, nullptr) != 0) {
-        return ErrnoStatus(errno, absl::StrCat("set propagation of ", path));
-      }
+    if (::mount(nullptr, path.c_str(), nullptr, MS_PRIVATE, nullptr) != 0) {
+      return ErrnoStatus(errno, absl::StrCat("set propagation of ", path));
     }
     // The file server runs as root for a guest that is not trusted: only what is mounted below
     // may be written to.

@@ -7,9 +7,9 @@
 
 namespace magnetar::daemon {
 
-// The directory that a sandbox's file server exports: a mount point of its own
-// with shared propagation, so that mounts made below it later reach the file
-// server's namespace and nobody else's. Calls block.
+// The directory that a sandbox's file server exports: a read-only mount of its own. What is
+// shared below it is mounted in the file server's namespace alone (storage/file_server.h).
+// Calls block.
 class SharedDirectory {
  public:
   virtual ~SharedDirectory() = default;

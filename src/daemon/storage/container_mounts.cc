@@ -10,6 +10,7 @@
 #include <climits>
 #include <cstdlib>
 #include <memory>
+#include <type_traits>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
@@ -56,27 +57,46 @@ absl::StatusOr<UniqueFd> OpenHostPath(const std::string& path, struct stat& st) 
   return fd;
 }
 
+// Runs `f` on the shared tree as `place` has it.
+template <typename F>
+std::invoke_result_t<F, SharedTree&> InPlace(const SharedPlace& place, F f) {
+  using Result = std::invoke_result_t<F, SharedTree&>;
+  struct stat exported = {};
+  if (::stat(place.directory.c_str(), &exported) != 0) return ErrnoStatus(errno, place.directory);
+  const int entered = place.mount_namespace == nullptr ? -1 : place.mount_namespace->get();
+  return RunOnThread([entered] { return EnterMountNamespaceOnThread(entered); },
+                     [&]() -> Result {
+                       absl::StatusOr<SharedTree> shared =
+                           SharedTree::Open(entered < 0 ? place.directory : "/", exported);
+                       if (!shared.ok()) return shared.status();
+                       return f(*shared);
+                     });
+}
+
+absl::Status Attach(int tree, const ShareTarget& target, bool directory) {
+  return InPlace(target.place, [&](SharedTree& shared) -> absl::Status {
+    absl::StatusOr<UniqueFd> point =
+        shared.MakeMountPoint(target.container_id, target.name, directory);
+    if (!point.ok()) return point.status();
+    return AttachTree(tree, point->get());
+  });
+}
+
 absl::Status AttachClone(int source, const TreeOptions& options, const ShareTarget& target,
                          bool directory) {
   absl::StatusOr<UniqueFd> tree = CloneTree(source, options);
   if (!tree.ok()) return tree.status();
-  absl::StatusOr<SharedTree> shared = SharedTree::Open(target.shared_directory);
-  if (!shared.ok()) return shared.status();
-  absl::StatusOr<UniqueFd> place =
-      shared->MakeMountPoint(target.container_id, target.name, directory);
-  if (!place.ok()) return place.status();
-  return AttachTree(tree->get(), place->get());
+  return Attach(tree->get(), target, directory);
 }
 
 absl::Status ShareOverlay(const RootfsPlan& plan, const ShareTarget& target) {
-  absl::StatusOr<SharedTree> shared = SharedTree::Open(target.shared_directory);
-  if (!shared.ok()) return shared.status();
-  absl::StatusOr<UniqueFd> place = shared->MakeMountPoint(target.container_id, target.name, true);
-  if (!place.ok()) return place.status();
-  absl::Status status = MountOverlay(plan.options, place->get());
+  absl::StatusOr<UniqueFd> tree = MakeOverlay(plan.options, target.place.directory);
   // A layer that has vanished.
-  if (absl::IsNotFound(status)) return absl::FailedPreconditionError(status.message());
-  return status;
+  if (absl::IsNotFound(tree.status())) {
+    return absl::FailedPreconditionError(tree.status().message());
+  }
+  if (!tree.ok()) return tree.status();
+  return Attach(tree->get(), target, true);
 }
 
 absl::Status ShareDirectory(const RootfsPlan& plan, const ShareTarget& target) {
@@ -194,13 +214,18 @@ absl::Status ShareBind(const HostBind& bind, const ShareTarget& target,
                   absl::StrCat("mounts[", bind.index, "] ", absl::CHexEscape(bind.destination)));
 }
 
-absl::StatusOr<std::vector<std::string>> NestedMounts(const std::string& shared_directory,
+absl::StatusOr<std::vector<std::string>> NestedMounts(const SharedPlace& place,
                                                       const std::string& container_id) {
-  const absl::StatusOr<std::string> real = RealPath(shared_directory);
+  const absl::StatusOr<std::string> real = RealPath(place.directory);
   if (!real.ok()) return real.status();
-  const absl::StatusOr<std::string> info = ReadFile("/proc/self/mountinfo");
+  // The file server's namespace has no /proc.
+  const UniqueFd proc(::open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC));
+  if (!proc.ok()) return ErrnoStatus(errno, "/proc");
+  const absl::StatusOr<std::string> info = InPlace(
+      place, [&proc](SharedTree&) { return ReadFileAt(proc.get(), "thread-self/mountinfo"); });
   if (!info.ok()) return info.status();
-  const std::string prefix = absl::StrCat(*real, "/", container_id, "/");
+  const std::string root = place.mount_namespace == nullptr ? *real : "";
+  const std::string prefix = absl::StrCat(root, "/", container_id, "/");
   std::vector<std::string> nested;
   for (const std::string& point : MountPoints(*info)) {
     absl::string_view name = point;
@@ -213,24 +238,28 @@ absl::StatusOr<std::vector<std::string>> NestedMounts(const std::string& shared_
 }
 
 absl::Status Unshare(const ShareTarget& target) {
-  absl::StatusOr<SharedTree> shared = SharedTree::Open(target.shared_directory);
-  if (absl::IsNotFound(shared.status())) return absl::OkStatus();
-  if (!shared.ok()) return shared.status();
-  return shared->Unmount(target.container_id, target.name);
+  const auto unmount = [&target](const SharedPlace& place) -> absl::Status {
+    const absl::Status status = InPlace(place, [&target](SharedTree& shared) {
+      return shared.Unmount(target.container_id, target.name);
+    });
+    return absl::IsNotFound(status) ? absl::OkStatus() : status;
+  };
+  absl::Status status = unmount({.directory = target.place.directory, .mount_namespace = nullptr});
+  if (target.place.mount_namespace != nullptr) status.Update(unmount(target.place));
+  return status;
 }
 
 absl::Status RemoveShares(const std::string& shared_directory, const std::string& container_id) {
-  absl::StatusOr<SharedTree> shared = SharedTree::Open(shared_directory);
-  if (absl::IsNotFound(shared.status())) return absl::OkStatus();
-  if (!shared.ok()) return shared.status();
-  return shared->Remove(container_id);
+  const absl::Status status =
+      InPlace({.directory = shared_directory, .mount_namespace = nullptr},
+              [&container_id](SharedTree& shared) { return shared.Remove(container_id); });
+  return absl::IsNotFound(status) ? absl::OkStatus() : status;
 }
 
 absl::Status UnshareAll(const std::string& shared_directory) {
-  absl::StatusOr<SharedTree> shared = SharedTree::Open(shared_directory);
-  if (absl::IsNotFound(shared.status())) return absl::OkStatus();
-  if (!shared.ok()) return shared.status();
-  return shared->UnmountAll();
+  const absl::Status status = InPlace({.directory = shared_directory, .mount_namespace = nullptr},
+                                      [](SharedTree& shared) { return shared.UnmountAll(); });
+  return absl::IsNotFound(status) ? absl::OkStatus() : status;
 }
 
 }  // namespace magnetar::daemon

@@ -5,6 +5,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "src/daemon/storage/file_server.h"
 #include "src/daemon/storage/rootfs_plan.h"
 #include "src/daemon/storage/spec_rewrite.h"
 
@@ -12,7 +13,7 @@ namespace magnetar::daemon {
 
 // Where a mount of a container goes: `<shared directory>/<container id>/<name>`.
 struct ShareTarget {
-  std::string shared_directory;
+  SharedPlace place;
   std::string container_id;
   std::string name;  // "rootfs", "m3"
 };
@@ -28,15 +29,17 @@ absl::Status ShareBind(const HostBind& bind, const ShareTarget& target,
                        const std::string& run_directory);
 
 // Mounts within a container's shares, as they were mounted: "m3/data/disk". Blocks.
-absl::StatusOr<std::vector<std::string>> NestedMounts(const std::string& shared_directory,
+absl::StatusOr<std::vector<std::string>> NestedMounts(const SharedPlace& place,
                                                       const std::string& container_id);
 
-// Undoes either. Nothing there is fine. Blocks.
+// Undoes either, in the place and here, where an earlier version mounted. Nothing there is fine.
+// Blocks.
 absl::Status Unshare(const ShareTarget& target);
 // Removes what is left of a container in the shared directory. Blocks.
 absl::Status RemoveShares(const std::string& shared_directory, const std::string& container_id);
 
-// Undoes all of all containers, without a journal. An absent directory is fine. Blocks.
+// Undoes all that is mounted here of all containers, without a journal. An absent directory is
+// fine. Blocks.
 absl::Status UnshareAll(const std::string& shared_directory);
 
 }  // namespace magnetar::daemon

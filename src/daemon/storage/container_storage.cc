@@ -61,8 +61,18 @@ StorageStep MountStep(const SandboxStorage& sandbox, const std::string& containe
   return step;
 }
 
-ShareTarget TargetOf(const SandboxStorage& sandbox, const StorageStep& step) {
-  return {sandbox.shared_directory, step.container_id, step.path.substr(step.path.rfind('/') + 1)};
+absl::StatusOr<SharedPlace> PlaceOf(const SandboxStorage& sandbox) {
+  SharedPlace place;
+  place.directory = sandbox.shared_directory;
+  if (!sandbox.file_server_namespace) return place;
+  absl::StatusOr<UniqueFd> opened = sandbox.file_server_namespace();
+  if (!opened.ok()) return Annotate(opened.status(), "file server");
+  place.mount_namespace = std::make_shared<const UniqueFd>(*std::move(opened));
+  return place;
+}
+
+ShareTarget TargetOf(const SharedPlace& place, const StorageStep& step) {
+  return {place, step.container_id, step.path.substr(step.path.rfind('/') + 1)};
 }
 
 Co<absl::Status> AttachDisk(SandboxStorage* sandbox, std::string container_id, RootfsPlan plan,
@@ -107,11 +117,12 @@ Co<absl::Status> AttachDisk(SandboxStorage* sandbox, std::string container_id, R
   co_return absl::OkStatus();
 }
 
-Co<absl::Status> ShareFiles(SandboxStorage* sandbox, std::string container_id, RootfsPlan plan) {
+Co<absl::Status> ShareFiles(SandboxStorage* sandbox, SharedPlace place, std::string container_id,
+                            RootfsPlan plan) {
   const StorageStep step = MountStep(*sandbox, container_id, kRootfs);
   MAGNETAR_CO_RETURN_IF_ERROR(AddStep(*sandbox, step));
   auto share =
-      RunBlocking(*sandbox->blocking, [plan = std::move(plan), target = TargetOf(*sandbox, step)] {
+      RunBlocking(*sandbox->blocking, [plan = std::move(plan), target = TargetOf(place, step)] {
         return ShareRootfs(plan, target);
       });
   const absl::Status status = co_await std::move(share);
@@ -119,14 +130,14 @@ Co<absl::Status> ShareFiles(SandboxStorage* sandbox, std::string container_id, R
   co_return Failpoint("storage.step.after");
 }
 
-Co<absl::Status> ShareHostPaths(SandboxStorage* sandbox, std::string container_id,
-                                std::vector<HostBind> binds) {
+Co<absl::Status> ShareHostPaths(SandboxStorage* sandbox, SharedPlace place,
+                                std::string container_id, std::vector<HostBind> binds) {
   const std::string run_directory = RunDirectory(*sandbox);
   for (const HostBind& bind : binds) {
     const StorageStep step = MountStep(*sandbox, container_id, bind.name);
     MAGNETAR_CO_RETURN_IF_ERROR(AddStep(*sandbox, step));
     auto share =
-        RunBlocking(*sandbox->blocking, [bind, target = TargetOf(*sandbox, step), run_directory] {
+        RunBlocking(*sandbox->blocking, [bind, target = TargetOf(place, step), run_directory] {
           return ShareBind(bind, target, run_directory);
         });
     const absl::Status status = co_await std::move(share);
@@ -138,11 +149,10 @@ Co<absl::Status> ShareHostPaths(SandboxStorage* sandbox, std::string container_i
 
 // The guest is to have them before the container is made. One that is shared later, or not told of,
 // is mounted by whoever walks into it.
-Co<absl::Status> AddNestedMounts(SandboxStorage* sandbox, std::string container_id,
-                                 agent::v1::PreparedContainer* prepared) {
-  auto find = RunBlocking(*sandbox->blocking, [shared = sandbox->shared_directory, container_id] {
-    return NestedMounts(shared, container_id);
-  });
+Co<absl::Status> AddNestedMounts(SandboxStorage* sandbox, SharedPlace place,
+                                 std::string container_id, agent::v1::PreparedContainer* prepared) {
+  auto find = RunBlocking(*sandbox->blocking,
+                          [place, container_id] { return NestedMounts(place, container_id); });
   absl::StatusOr<std::vector<std::string>> nested = co_await std::move(find);
   if (!nested.ok()) co_return Annotate(nested.status(), "mounts within what is shared");
   if (nested->size() > kMaxNestedMounts) {
@@ -159,27 +169,33 @@ Co<absl::Status> AddNestedMounts(SandboxStorage* sandbox, std::string container_
 // Its arguments are checked; leaves its steps behind when it fails.
 Co<absl::Status> Build(SandboxStorage* sandbox, std::string container_id, RootfsPlan plan,
                        std::vector<HostBind> binds, agent::v1::PreparedContainer* prepared) {
+  const absl::StatusOr<SharedPlace> place = PlaceOf(*sandbox);
+  // The container is there, what it needs is not.
+  if (absl::IsNotFound(place.status())) {
+    co_return absl::UnavailableError(place.status().message());
+  }
+  if (!place.ok()) co_return place.status();
   absl::Status status;
   if (plan.kind == RootfsPlan::Kind::kDisk) {
     auto attach = AttachDisk(sandbox, container_id, std::move(plan), prepared);
     status = co_await std::move(attach);
   } else {
-    auto share = ShareFiles(sandbox, container_id, std::move(plan));
+    auto share = ShareFiles(sandbox, *place, container_id, std::move(plan));
     status = co_await std::move(share);
   }
   MAGNETAR_CO_RETURN_IF_ERROR(status);
-  auto share = ShareHostPaths(sandbox, container_id, std::move(binds));
+  auto share = ShareHostPaths(sandbox, *place, container_id, std::move(binds));
   status = co_await std::move(share);
   MAGNETAR_CO_RETURN_IF_ERROR(status);
-  auto nested = AddNestedMounts(sandbox, std::move(container_id), prepared);
+  auto nested = AddNestedMounts(sandbox, *place, std::move(container_id), prepared);
   co_return co_await std::move(nested);
 }
 
-Co<absl::Status> UndoStep(SandboxStorage* sandbox, StorageStep step) {
+Co<absl::Status> UndoStep(SandboxStorage* sandbox, SharedPlace place, StorageStep step) {
   MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("storage.undo.before"));
   if (step.kind == StorageStep::Kind::kMount) {
     auto unshare = RunBlocking(*sandbox->blocking,
-                               [target = TargetOf(*sandbox, step)] { return Unshare(target); });
+                               [target = TargetOf(place, step)] { return Unshare(target); });
     const absl::Status unshared = co_await std::move(unshare);
     MAGNETAR_CO_RETURN_IF_ERROR(unshared);
   } else if (sandbox->vm != nullptr) {
@@ -199,9 +215,13 @@ Co<absl::Status> ReleaseSteps(SandboxStorage* sandbox, std::string container_id)
     return step.container_id != container_id;
   });
   std::reverse(steps.begin(), steps.end());
+  absl::StatusOr<SharedPlace> place = PlaceOf(*sandbox);
+  // Its mounts have ended with it.
+  if (absl::IsNotFound(place.status())) place = SharedPlace{sandbox->shared_directory, nullptr};
+  if (!place.ok()) co_return Annotate(place.status(), absl::StrCat("release ", container_id));
   absl::Status first_error;
   for (const StorageStep& step : steps) {
-    auto undo = UndoStep(sandbox, step);
+    auto undo = UndoStep(sandbox, *place, step);
     absl::Status status = co_await std::move(undo);
     if (status.ok()) status = Annotate(sandbox->journal_remove(step), "journal");
     first_error.Update(status);

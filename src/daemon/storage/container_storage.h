@@ -11,6 +11,7 @@
 #include "containerd/types.pb.h"
 #include "magnetar/agent.pb.h"
 #include "magnetar/co.h"
+#include "magnetar/unique_fd.h"
 #include "vmm/vmm.h"
 
 namespace magnetar::daemon {
@@ -30,6 +31,9 @@ struct SandboxStorage {
   std::string sandbox_id;
   std::string directory;         // run directory of the sandbox
   std::string shared_directory;  // what the file server exports
+  // Opens the mount namespace of the file server, where its mounts are made; NOT_FOUND: it has
+  // ended. Empty: they are made in the daemon's. Called on the executor of the coroutine.
+  std::function<absl::StatusOr<UniqueFd>()> file_server_namespace;
   vmm::Vm* vm = nullptr;
   asio::thread_pool* blocking = nullptr;
   // Persist: before the step is done, and after it was undone. Called on the executor of

@@ -24,13 +24,15 @@ absl::StatusOr<UniqueFd> CloneTree(int source, const TreeOptions& options);
 // Mounts such a copy on what `target`, an O_PATH descriptor, names.
 absl::Status AttachTree(int tree, int target);
 
-// Mounts an overlay with containerd's options (lowerdir=, upperdir=, ..., ro). Options that do
-// not fit the page which the kernel reads are shortened by naming the lower layers relative
-// to their common directory.
-absl::Status MountOverlay(const std::vector<std::string>& options, int target);
+// An overlay with containerd's options (lowerdir=, upperdir=, ..., ro), mounted nowhere yet.
+// Options that do not fit the page which the kernel reads are shortened by naming the lower layers
+// relative to their common directory. `scratch`: any directory.
+absl::StatusOr<UniqueFd> MakeOverlay(const std::vector<std::string>& options,
+                                     const std::string& scratch);
 
 // Undoes whatever is mounted on entry `name` of directory `parent` (O_PATH), one above the
-// other; lazily where it is still in use. Nothing mounted and nothing there are fine.
+// other; lazily where it is still in use. Nothing mounted and nothing there are fine. Changes the
+// working directory.
 absl::Status UnmountEntry(int parent, const std::string& name);
 
 // As mount(2) takes them.

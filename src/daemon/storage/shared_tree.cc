@@ -68,9 +68,15 @@ absl::StatusOr<std::vector<std::string>> Entries(UniqueFd directory) {
 
 }  // namespace
 
-absl::StatusOr<SharedTree> SharedTree::Open(const std::string& path) {
+absl::StatusOr<SharedTree> SharedTree::Open(const std::string& path, const struct stat& expected) {
   UniqueFd exported(::open(path.c_str(), O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-  if (!exported.ok()) return ErrnoStatus(errno, absl::StrCat("open ", path));
+  struct stat st = {};
+  if (!exported.ok() || ::fstat(exported.get(), &st) != 0) {
+    return ErrnoStatus(errno, absl::StrCat("open ", path));
+  }
+  if (st.st_dev != expected.st_dev || st.st_ino != expected.st_ino) {
+    return absl::FailedPreconditionError(absl::StrCat(path, " is not the shared directory"));
+  }
   UniqueFd writable(
       ::open_tree(exported.get(), "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC));
   if (!writable.ok()) return ErrnoStatus(errno, absl::StrCat("open_tree ", path));

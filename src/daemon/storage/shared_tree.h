@@ -1,5 +1,7 @@
 #pragma once
 
+#include <sys/stat.h>
+
 #include <string>
 #include <utility>
 
@@ -14,11 +16,12 @@ namespace magnetar::daemon {
 // from a descriptor, follows no link and crosses no mount. The directory may itself be a
 // read-only mount; entries are made through a private, writable copy of it.
 //
-// Container ids and names are single path components. All calls block.
+// Container ids and names are single path components. All calls block; Unmount and UnmountAll
+// change the working directory.
 class SharedTree {
  public:
-  // NOT_FOUND if it is absent.
-  static absl::StatusOr<SharedTree> Open(const std::string& path);
+  // NOT_FOUND if it is absent, FAILED_PRECONDITION if it is another than `expected`.
+  static absl::StatusOr<SharedTree> Open(const std::string& path, const struct stat& expected);
 
   // Makes an empty directory, or an empty file, and opens it to be mounted on.
   absl::StatusOr<UniqueFd> MakeMountPoint(const std::string& container_id, const std::string& name,

@@ -1,0 +1,59 @@
+#pragma once
+
+#include <memory>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <type_traits>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "magnetar/child_process.h"
+#include "magnetar/unique_fd.h"
+
+// The mount namespace of a sandbox's file server, in which all is mounted that the sandbox shares:
+// nothing of it is in the host's. There a mount below a directory would keep its owner from
+// removing it, and everything ends with the file server. Its root is the shared directory
+// (virtiofsd's sandbox=namespace).
+namespace magnetar::daemon {
+
+// NOT_FOUND: the process has ended. FAILED_PRECONDITION: it has no mount namespace of its own.
+absl::StatusOr<UniqueFd> OpenMountNamespace(const ProcessIdentity& process);
+
+// Makes the calling thread one with a working directory of its own, in the namespace, unless that
+// is -1. Not for a thread that goes on to do something else.
+absl::Status EnterMountNamespaceOnThread(int mount_namespace);
+
+// Makes the calling thread one in a copy of its mount namespace that goes with it.
+absl::Status LeaveMountNamespaceOnThread();
+
+// Runs `f`, which returns a Status or a StatusOr, on a thread of its own after `enter`.
+template <typename Enter, typename F>
+std::invoke_result_t<F> RunOnThread(Enter enter, F f) {
+  using Result = std::invoke_result_t<F>;
+  Result result = absl::InternalError("the thread did not run");
+  try {
+    std::thread([&] {
+      absl::Status entered = enter();
+      if (entered.ok()) {
+        result = f();
+      } else {
+        result = std::move(entered);
+      }
+    }).join();
+  } catch (const std::system_error& error) {
+    return absl::ResourceExhaustedError(absl::StrCat("start a thread: ", error.what()));
+  }
+  return result;
+}
+
+// The directory that a sandbox's file server exports, and where mounts are made in it: in the
+// namespace of the file server, or, with none, here.
+struct SharedPlace {
+  std::string directory;
+  std::shared_ptr<const UniqueFd> mount_namespace;
+};
+
+}  // namespace magnetar::daemon
