@@ -30,19 +30,30 @@ class ExpectedError(Exception):
     pass
 
 
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """Specs that need not pass, by name: what they need of the host, and why containerd does not let them run."""
+
+    needs: dict
+    withheld: dict
+
+
 def expected(path):
-    """The specs that only a container on the host can pass, by name; raises ExpectedError for a list that is not in order."""
-    entries = tomllib.loads(pathlib.Path(path).read_text()).get("expected", [])
-    specs = {}
-    for entry in entries:
-        if set(entry) != {"spec", "needs"} or entry["needs"] not in NAMESPACES:
-            raise ExpectedError(f"{path}: an entry is a spec and what it needs of the host, one of {', '.join(NAMESPACES)}: {entry}")
-        if entry["spec"] in specs:
+    """Raises ExpectedError for a list that is not in order."""
+    lists = tomllib.loads(pathlib.Path(path).read_text())
+    found = {"needs": {}, "withheld": {}}
+    for entry in lists.get("expected", []):
+        kind = next((kind for kind in found if set(entry) == {"spec", kind}), None)
+        if not kind or (kind == "needs" and entry["needs"] not in NAMESPACES):
+            raise ExpectedError(f"{path}: an entry is a spec and what it `needs` of the host, one of {', '.join(NAMESPACES)}, or why it "
+                                f"is `withheld`: {entry}")
+        if any(entry["spec"] in specs for specs in found.values()):
             raise ExpectedError(f"{path}: twice: {entry['spec']}")
-        specs[entry["spec"]] = entry["needs"]
-    if len(specs) > MAX_EXPECTED:
-        raise ExpectedError(f"{path}: {len(specs)} entries, more than {MAX_EXPECTED}")
-    return specs
+        found[kind][entry["spec"]] = entry[kind]
+    count = sum(map(len, found.values()))
+    if count > MAX_EXPECTED:
+        raise ExpectedError(f"{path}: {count} entries, more than {MAX_EXPECTED}")
+    return Expected(**found)
 
 
 def run(program, socket, netns, handler, report, log, focus="", skip=""):
