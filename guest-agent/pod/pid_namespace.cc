@@ -106,6 +106,24 @@ absl::StatusOr<pid_t> StartPidNamespace(const std::string& binary, const std::st
   return pid;
 }
 
+absl::Status BindPidNamespace(int pidfd, pid_t pid, const std::string& path) {
+  const std::string name = absl::StrCat("/proc/", pid, "/ns/pid");
+  const UniqueFd ns(::open(name.c_str(), O_RDONLY | O_CLOEXEC));
+  const int error = errno;
+  // Whatever was opened, it was this process's if that is still there.
+  if (::syscall(SYS_pidfd_send_signal, pidfd, 0, nullptr, 0) != 0) {
+    return absl::NotFoundError("the process has ended");
+  }
+  if (!ns.ok()) return ErrnoStatus(error, name);
+  const UniqueFd place(::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+  if (!place.ok()) return ErrnoStatus(errno, path);
+  if (::mount(absl::StrCat("/proc/self/fd/", ns.get()).c_str(), path.c_str(), nullptr, MS_BIND,
+              nullptr) != 0) {
+    return ErrnoStatus(errno, absl::StrCat("bind ", name, " to ", path));
+  }
+  return absl::OkStatus();
+}
+
 void PauseMain() {
   ::prctl(PR_SET_NAME, "pause");
   sigset_t all;

@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
 namespace magnetar::guest {
@@ -13,6 +14,9 @@ namespace magnetar::guest {
 // whatever this one has, so it has nothing: an empty root in a mount namespace of its own,
 // no capability and no way to get one, no descriptor, nobody's user id. `binary` is static.
 absl::StatusOr<pid_t> StartPidNamespace(const std::string& binary, const std::string& path);
+
+// Binds the pid namespace of the process that `pidfd` holds to `path`. NOT_FOUND: it has ended.
+absl::Status BindPidNamespace(int pidfd, pid_t pid, const std::string& path);
 
 inline constexpr char kPauseArgument[] = "--pause";
 

@@ -47,7 +47,8 @@ void WalkInto(int directory, const std::string& path) {
   how.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
   const UniqueFd walked(
       static_cast<int>(::syscall(SYS_openat2, directory, path.c_str(), &how, sizeof(how))));
-  if (!walked.ok()) {
+  // A file that is mounted on a file is nothing to mount here.
+  if (!walked.ok() && errno != ENOTDIR) {
     Log(LogLevel::kWarn, "mount within a volume is not there path=", absl::CHexEscape(path),
         " error=", strerror(errno));
   }

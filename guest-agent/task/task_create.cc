@@ -1,9 +1,14 @@
 // Create and Delete: how a container comes to be and how it goes away.
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
+#include <cerrno>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "guest-agent/pod/pid_namespace.h"
 #include "guest-agent/task/cgroup.h"
 #include "guest-agent/task/spec.h"
 #include "guest-agent/task/task_manager.h"
@@ -115,10 +120,20 @@ Co<absl::Status> TaskManager::CreateContainer(ContainerPtr container, v3::Create
   if (!facts.ok()) co_return facts.status();
   container->cgroup = absl::StrCat(env_.cgroup_root, facts->cgroups_path);
   if (facts->needs_pod_pid_namespace) MAGNETAR_CO_RETURN_IF_ERROR(env_.hold_pid_namespace());
+  auto target = HoldTarget(prepared->pid_namespace_of());
+  if (!target.ok()) co_return target.status();
 
   auto set_up = [mounts = env_.mounts, id = container->id, directory = container->directory,
-                 prepared = *std::move(prepared)]() -> absl::Status {
+                 prepared = *std::move(prepared), target = *std::move(target)]() -> absl::Status {
     MAGNETAR_RETURN_IF_ERROR(WriteBundle(directory, prepared.spec()));
+    if (target != nullptr) {
+      const absl::Status bound = BindPidNamespace(target->pidfd.get(), target->pid,
+                                                  absl::StrCat(directory, "/pid-namespace"));
+      if (!bound.ok()) {
+        return absl::FailedPreconditionError(
+            absl::StrCat("join container ", prepared.pid_namespace_of(), ": ", bound.message()));
+      }
+    }
     return mounts->MountAll(id, prepared);
   };
   auto blocking = RunBlocking(*env_.blocking, std::move(set_up));
@@ -127,6 +142,23 @@ Co<absl::Status> TaskManager::CreateContainer(ContainerPtr container, v3::Create
   MAGNETAR_CO_RETURN_IF_ERROR(CheckWanted(*container, deadline));
   auto run = RunCreate(container);
   co_return co_await std::move(run);
+}
+
+// The first process of the container whose processes another is to see; nullptr if `id` is empty.
+absl::StatusOr<std::shared_ptr<const TaskManager::Target>> TaskManager::HoldTarget(
+    const std::string& id) const {
+  if (id.empty()) return nullptr;
+  const auto found = containers_.find(id);
+  const Process* init = found == containers_.end() ? nullptr : found->second->init.get();
+  if (init == nullptr || init->pid == 0 || init->reaped) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("container ", id, ", whose processes this one is to see, does not run"));
+  }
+  auto target = std::make_shared<Target>();
+  target->pid = init->pid;
+  target->pidfd.reset(static_cast<int>(::syscall(SYS_pidfd_open, init->pid, 0)));
+  if (!target->pidfd.ok()) return ErrnoStatus(errno, "pidfd_open");
+  return target;
 }
 
 Co<absl::Status> TaskManager::RunCreate(ContainerPtr container) {

@@ -117,6 +117,12 @@ class TaskManager {
   Co<absl::Status> CreateContainer(ContainerPtr container,
                                    containerd::task::v3::CreateTaskRequest request,
                                    std::optional<Clock::time_point> deadline);
+  // A process that may end meanwhile.
+  struct Target {
+    pid_t pid = 0;
+    UniqueFd pidfd;
+  };
+  absl::StatusOr<std::shared_ptr<const Target>> HoldTarget(const std::string& id) const;
   Co<absl::Status> RunCreate(ContainerPtr container);
   // Undoes whatever of a container exists, the host's part last, and only after all of the
   // guest's. Repeatable.

@@ -16,8 +16,13 @@ struct MountOptions {
 };
 MountOptions ParseMountOptions(const std::vector<std::string>& options);
 
-// Mount points in the order of mounting; `mountinfo` is the text of /proc/<pid>/mountinfo
+// What is mounted, in the order of mounting; `mountinfo` is the text of /proc/<pid>/mountinfo
 // (format: proc_pid_mountinfo(5)).
+struct MountInfo {
+  std::string point;
+  std::string type;
+};
+std::vector<MountInfo> ParseMountInfo(absl::string_view mountinfo);
 std::vector<std::string> MountPoints(absl::string_view mountinfo);
 
 }  // namespace magnetar

@@ -71,14 +71,23 @@ MountOptions ParseMountOptions(const std::vector<std::string>& options) {
   return out;
 }
 
-std::vector<std::string> MountPoints(absl::string_view mountinfo) {
-  // "36 35 98:0 /root /mount/point options ...": the fifth field.
+std::vector<MountInfo> ParseMountInfo(absl::string_view mountinfo) {
+  // "36 35 98:0 /root /mount/point options [tag...] - type source ...": the fifth field, and the
+  // one after the separator.
   constexpr size_t kMountPointField = 4;
-  std::vector<std::string> points;
+  std::vector<MountInfo> mounts;
   for (const absl::string_view line : absl::StrSplit(mountinfo, '\n', absl::SkipEmpty())) {
-    const std::vector<absl::string_view> fields = absl::StrSplit(line, absl::MaxSplits(' ', 5));
-    if (fields.size() > kMountPointField + 1) points.push_back(Unescape(fields[kMountPointField]));
+    const std::vector<absl::string_view> fields = absl::StrSplit(line, ' ');
+    const auto separator = std::find(fields.begin(), fields.end(), "-");
+    if (fields.size() <= kMountPointField || fields.end() - separator < 2) continue;
+    mounts.push_back({Unescape(fields[kMountPointField]), std::string(separator[1])});
   }
+  return mounts;
+}
+
+std::vector<std::string> MountPoints(absl::string_view mountinfo) {
+  std::vector<std::string> points;
+  for (MountInfo& mount : ParseMountInfo(mountinfo)) points.push_back(std::move(mount.point));
   return points;
 }
 

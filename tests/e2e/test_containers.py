@@ -36,6 +36,44 @@ def test_pid_namespace_of_the_pod(stack):
         assert "sleep 4321" not in second.output("ps")
 
 
+NET_ADMIN = {"linux": {"security_context": {"capabilities": {"add_capabilities": ["NET_ADMIN"]}}}}
+
+
+@pytest.mark.vm
+def test_the_guests_kernel_loads_modules_for_containers(stack):
+    with stack.pod() as pod:
+        plain, admin = pod.shell(), pod.shell(**NET_ADMIN)
+        links = ["brctl addbr bridge7", "ip link add veth7 type veth", "ip link add vxlan7 type vxlan id 7 dstport 4789"]
+        for link in links:
+            result = plain.exec("sh", "-c", link, check=False)
+            assert result.returncode != 0 and "not permitted" in result.stderr, (link, result.stderr)
+        for link in links:
+            admin.output("sh", "-c", link)
+        assert {"bridge7", "veth7", "vxlan7"} <= set(admin.output("ls", "/sys/class/net").split())
+
+
+def sees(container):
+    return {"linux": {"security_context": {"namespace_options": {"pid": 3, "target_id": container.id}}}}
+
+
+def test_a_container_sees_the_processes_of_another(pod):
+    """kubectl debug --target."""
+    target, other = pod.run("/bin/sleep", "4321"), pod.run("/bin/sleep", "1234")
+    debugger = pod.shell(**sees(target))
+    seen = debugger.output("ps")
+    assert "sleep 4321" in seen and "sleep infinity" in seen and "sleep 1234" not in seen
+    assert "sleep infinity" in target.output("ps"), "and the other way round"
+    debugger.stop(0)
+    debugger.remove()
+    # With the first process of the namespace all others end.
+    debugger = pod.shell(**sees(target))
+    target.stop(0)
+    assert debugger.wait_exit() == 137
+    with pytest.raises(CrictlError, match="not running"):
+        pod.shell(**sees(target))
+    assert "sleep 1234" in other.output("ps")
+
+
 @pytest.mark.parametrize("code", [0, 1, 42, 255])
 def test_exit_code(pod, code):
     container = pod.run("/bin/sh", "-c", f"echo last; exit {code}")

@@ -152,6 +152,29 @@ def test_file_systems_within_a_volume(pod, tmp_path):
     container.remove()
 
 
+def test_what_the_host_mounts_and_unmounts_within_a_volume(pod, tmp_path):
+    """HostToContainer: it comes into the container, and nothing keeps the host from unmounting it."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "volume", str(volume)], check=True)
+    try:
+        subprocess.run(["mount", "--make-shared", str(volume)], check=True)
+        for name in ("earlier", "later"):
+            (volume / name).mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "earlier", str(volume / "earlier")], check=True)
+        container = pod.shell(mounts=[{**mount(volume, "/data"), "propagation": 1}])
+        subprocess.run(["umount", str(volume / "earlier")], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "later", str(volume / "later")], check=True)
+        (volume / "later" / "file").write_text("mounted later\n")
+        wait_until(lambda: container.exec("cat", "/data/later/file", check=False).stdout == "mounted later\n", 5, "it does not come in")
+        assert container.output("ls", "/data/earlier") == ""
+        container.stop(0)
+        container.remove()
+        subprocess.run(["umount", str(volume / "later")], check=True)
+    finally:
+        subprocess.run(["umount", "--lazy", "--recursive", str(volume)], check=True)
+
+
 @pytest.mark.vm
 def test_empty_dir_in_memory_is_the_guests(stack, tmp_path):
     directory = tmp_path / "pods" / "0c1e-4f" / "volumes" / "kubernetes.io~empty-dir" / "cache"

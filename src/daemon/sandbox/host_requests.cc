@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -15,6 +16,7 @@
 #include "magnetar/status.h"
 #include "src/daemon/config/log.h"
 #include "src/daemon/sandbox/async.h"
+#include "src/daemon/storage/cri_metadata.h"
 #include "src/daemon/storage/file_server.h"
 #include "src/daemon/storage/rootfs_source.h"
 
@@ -59,11 +61,11 @@ bool SameStep(const ContainerStep& a, const ContainerStep& b) {
          a.serial == b.serial;
 }
 
-absl::StatusOr<UniqueFd> FileServerNamespace(const RecordFile& record) {
+std::optional<ProcessIdentity> FileServer(const RecordFile& record) {
   for (const RecordedProcess& process : record.Get().processes) {
-    if (process.name == kFileServer) return OpenMountNamespace(process.identity);
+    if (process.name == kFileServer) return process.identity;
   }
-  return absl::NotFoundError("the sandbox has none");
+  return std::nullopt;
 }
 
 }  // namespace
@@ -81,7 +83,7 @@ HostRequests::HostRequests(const Environment* environment, std::shared_ptr<Recor
   storage_.directory = record_->directory();
   storage_.shared_directory = absl::StrCat(record_->directory(), "/shared");
   storage_.blocking = env_->storage_pool;
-  storage_.file_server_namespace = [record = record_] { return FileServerNamespace(*record); };
+  storage_.file_server = [record = record_] { return FileServer(*record); };
   // The record outlives this: both are held by the sandbox.
   storage_.journal_add = [record = record_](const StorageStep& step) {
     return record->Update([&](Record& r) { r.container_steps.push_back(ToRecord(step)); });
@@ -250,6 +252,9 @@ Co<absl::StatusOr<agent::v1::PreparedContainer>> HostRequests::PrepareLocked(
   want.pod_shares_pids =
       !pod.ParseFromString(now.pod_config) ||
       pod.linux().security_context().namespace_options().pid() != runtime::v1::CONTAINER;
+  absl::StatusOr<std::string> target = TargetContainer(*container);
+  if (!target.ok()) co_return target.status();
+  want.pid_namespace_of = *std::move(target);
   auto prepare = env_->storage->Prepare(storage_, std::move(want));
   absl::StatusOr<agent::v1::PreparedContainer> prepared = co_await std::move(prepare);
   if (prepared.ok()) MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("container.prepare.after"));

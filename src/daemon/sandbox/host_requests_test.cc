@@ -149,6 +149,24 @@ TEST_F(HostRequestsTest, TellsWhoseAPidNamespaceIs) {
   EXPECT_FALSE(prepare(runtime::v1::CONTAINER));
 }
 
+TEST_F(HostRequestsTest, TellsWhoseProcessesAContainerIsToSee) {
+  const auto prepare = [&](const std::string& options) {
+    (*world_.containerd.containers["c1"]
+          .mutable_extensions())["io.cri-containerd.container.metadata"]
+        .set_value(absl::StrCat(R"({"Version":"v1","Metadata":{"Config":{"linux":)",
+                                R"({"security_context":{"namespace_options":)", options, "}}}}}"));
+    const int code = Prepare("c1").code();
+    return code == 0 ? world_.pid_namespace_of : absl::StrCat("code ", code);
+  };
+  EXPECT_EQ(prepare(R"({"pid":3,"target_id":"c7"})"), "c7");
+  EXPECT_EQ(prepare(R"({"pid":1,"target_id":"c7"})"), "");
+  EXPECT_EQ(prepare(R"({"pid":3})"), "");
+  EXPECT_EQ(prepare(R"({"pid":3,"target_id":"../c7"})"), "code 3");
+  for (const char* odd : {"[]", "null", "7", "{", R"({"pid":3,"target_id":[]})"}) {
+    EXPECT_EQ(prepare(odd), "") << odd;
+  }
+}
+
 TEST_F(HostRequestsTest, WithoutContainerdNothingIsPreparedAndNothingLeft) {
   world_.containerd.failure = absl::UnavailableError("away");
   EXPECT_EQ(Prepare("c1").code(), static_cast<int>(absl::StatusCode::kUnavailable));

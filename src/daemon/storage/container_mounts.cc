@@ -6,9 +6,11 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <climits>
 #include <cstdlib>
+#include <iterator>
 #include <memory>
 #include <type_traits>
 
@@ -44,6 +46,16 @@ constexpr struct {
     {0x62656570, "configfs"},       {0x65735543, "fusectl"},
 };
 
+// Their types, as /proc/self/mountinfo has them.
+constexpr const char* kKernelTypes[] = {
+    "proc",    "sysfs",      "cgroup",    "cgroup2",  "devpts", "devtmpfs",    "debugfs",
+    "tracefs", "securityfs", "selinuxfs", "bpf",      "nsfs",   "binfmt_misc", "efivarfs",
+    "pstore",  "hugetlbfs",  "mqueue",    "configfs", "fusectl"};
+constexpr const char* kLocalTypes[] = {"ext2", "ext3",  "ext4",    "xfs",   "btrfs",    "f2fs",
+                                       "zfs",  "tmpfs", "overlay", "erofs", "squashfs", "vfat"};
+// A node may have tens of thousands of mounts.
+constexpr size_t kMaxMountInfo = 64 << 20;
+
 // A path of the host that is not there, or cannot be had, is the caller's mistake, not an
 // unknown sandbox: no NOT_FOUND.
 absl::Status HostPathError(int error, const std::string& path) {
@@ -57,29 +69,38 @@ absl::StatusOr<UniqueFd> OpenHostPath(const std::string& path, struct stat& st) 
   return fd;
 }
 
-// Runs `f` on the shared tree as `place` has it.
+// Runs `f` on the shared tree as `place` has it. NOT_FOUND: the file server has ended, or the
+// directory is absent.
 template <typename F>
 std::invoke_result_t<F, SharedTree&> InPlace(const SharedPlace& place, F f) {
   using Result = std::invoke_result_t<F, SharedTree&>;
   struct stat exported = {};
   if (::stat(place.directory.c_str(), &exported) != 0) return ErrnoStatus(errno, place.directory);
-  const int entered = place.mount_namespace == nullptr ? -1 : place.mount_namespace->get();
-  return RunOnThread([entered] { return EnterMountNamespaceOnThread(entered); },
+  UniqueFd mount_namespace;
+  if (place.file_server.has_value()) {
+    absl::StatusOr<UniqueFd> opened = OpenMountNamespace(*place.file_server);
+    if (!opened.ok()) return Annotate(opened.status(), "file server");
+    mount_namespace = *std::move(opened);
+  }
+  return RunOnThread([&] { return EnterMountNamespaceOnThread(mount_namespace.get()); },
                      [&]() -> Result {
                        absl::StatusOr<SharedTree> shared =
-                           SharedTree::Open(entered < 0 ? place.directory : "/", exported);
+                           SharedTree::Open(mount_namespace.ok() ? "/" : place.directory, exported);
                        if (!shared.ok()) return shared.status();
                        return f(*shared);
                      });
 }
 
 absl::Status Attach(int tree, const ShareTarget& target, bool directory) {
-  return InPlace(target.place, [&](SharedTree& shared) -> absl::Status {
+  const absl::Status status = InPlace(target.place, [&](SharedTree& shared) -> absl::Status {
     absl::StatusOr<UniqueFd> point =
         shared.MakeMountPoint(target.container_id, target.name, directory);
     if (!point.ok()) return point.status();
     return AttachTree(tree, point->get());
   });
+  // Nothing that containerd asked for is unknown.
+  if (absl::IsNotFound(status)) return absl::UnavailableError(status.message());
+  return status;
 }
 
 absl::Status AttachClone(int source, const TreeOptions& options, const ShareTarget& target,
@@ -185,6 +206,33 @@ absl::Status CheckHostSource(int source, const struct stat& st, const std::strin
   return absl::OkStatus();
 }
 
+SharedPlace Here(const std::string& directory) {
+  return {.directory = directory, .file_server = std::nullopt};
+}
+
+// A file system that belongs to nobody's server: looking at its root does not wait.
+bool AnswersAtOnce(const std::string& type) {
+  return std::find(std::begin(kLocalTypes), std::end(kLocalTypes), type) != std::end(kLocalTypes);
+}
+
+// What is mounted below the source comes along with it, and is as writable for the guest as it is
+// here.
+absl::Status CheckNested(const std::string& source) {
+  const absl::StatusOr<std::string> info = ReadFile("/proc/thread-self/mountinfo", kMaxMountInfo);
+  if (!info.ok()) return info.status();
+  for (const MountInfo& mount : ParseMountInfo(*info)) {
+    if (!absl::StartsWith(mount.point, absl::StrCat(source, "/"))) continue;
+    const bool refused = std::find(std::begin(kKernelTypes), std::end(kKernelTypes), mount.type) !=
+                         std::end(kKernelTypes);
+    if (refused) {
+      return absl::FailedPreconditionError(absl::StrCat("it holds ", absl::CHexEscape(mount.point),
+                                                        ": the host's ", mount.type,
+                                                        " cannot be shared with a VM"));
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status BindHostPath(const HostBind& bind, const ShareTarget& target,
                           const std::string& run_directory) {
   struct stat st = {};
@@ -194,6 +242,11 @@ absl::Status BindHostPath(const HostBind& bind, const ShareTarget& target,
     return absl::FailedPreconditionError(absl::StrCat(why, ": ", absl::CHexEscape(bind.source)));
   }
   MAGNETAR_RETURN_IF_ERROR(CheckHostSource(source->get(), st, run_directory));
+  if (bind.recursive && S_ISDIR(st.st_mode)) {
+    const absl::StatusOr<std::string> path = RealPath(source->get());
+    if (!path.ok()) return path.status();
+    MAGNETAR_RETURN_IF_ERROR(CheckNested(*path));
+  }
   const TreeOptions options = {
       .recursive = bind.recursive, .read_only = bind.read_only, .follow_host = bind.follow_host};
   return AttachClone(source->get(), options, target, S_ISDIR(st.st_mode));
@@ -221,16 +274,18 @@ absl::StatusOr<std::vector<std::string>> NestedMounts(const SharedPlace& place,
   // The file server's namespace has no /proc.
   const UniqueFd proc(::open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC));
   if (!proc.ok()) return ErrnoStatus(errno, "/proc");
-  const absl::StatusOr<std::string> info = InPlace(
-      place, [&proc](SharedTree&) { return ReadFileAt(proc.get(), "thread-self/mountinfo"); });
+  const absl::StatusOr<std::string> info = InPlace(place, [&proc](SharedTree&) {
+    return ReadFileAt(proc.get(), "thread-self/mountinfo", kMaxMountInfo);
+  });
   if (!info.ok()) return info.status();
-  const std::string root = place.mount_namespace == nullptr ? *real : "";
+  const std::string root = place.file_server.has_value() ? "" : *real;
   const std::string prefix = absl::StrCat(root, "/", container_id, "/");
   std::vector<std::string> nested;
-  for (const std::string& point : MountPoints(*info)) {
-    absl::string_view name = point;
+  for (const MountInfo& mount : ParseMountInfo(*info)) {
+    absl::string_view name = mount.point;
     // What has no further slash is a share itself.
-    if (absl::ConsumePrefix(&name, prefix) && absl::StrContains(name, '/')) {
+    if (absl::ConsumePrefix(&name, prefix) && absl::StrContains(name, '/') &&
+        AnswersAtOnce(mount.type)) {
       nested.emplace_back(name);
     }
   }
@@ -244,21 +299,25 @@ absl::Status Unshare(const ShareTarget& target) {
     });
     return absl::IsNotFound(status) ? absl::OkStatus() : status;
   };
-  absl::Status status = unmount({.directory = target.place.directory, .mount_namespace = nullptr});
-  if (target.place.mount_namespace != nullptr) status.Update(unmount(target.place));
+  absl::Status status = unmount(Here(target.place.directory));
+  if (target.place.file_server.has_value()) status.Update(unmount(target.place));
   return status;
 }
 
 absl::Status RemoveShares(const std::string& shared_directory, const std::string& container_id) {
-  const absl::Status status =
-      InPlace({.directory = shared_directory, .mount_namespace = nullptr},
-              [&container_id](SharedTree& shared) { return shared.Remove(container_id); });
+  const absl::Status status = InPlace(Here(shared_directory), [&container_id](SharedTree& shared) {
+    return shared.Remove(container_id);
+  });
   return absl::IsNotFound(status) ? absl::OkStatus() : status;
 }
 
 absl::Status UnshareAll(const std::string& shared_directory) {
-  const absl::Status status = InPlace({.directory = shared_directory, .mount_namespace = nullptr},
-                                      [](SharedTree& shared) { return shared.UnmountAll(); });
+  const absl::Status status = InPlace(Here(shared_directory), [](SharedTree& shared) {
+    absl::Status unmounted = shared.UnmountAll();
+    // Where a namespace outlives its file server, removing a mount point unmounts there too.
+    unmounted.Update(shared.RemoveAll());
+    return unmounted;
+  });
   return absl::IsNotFound(status) ? absl::OkStatus() : status;
 }
 

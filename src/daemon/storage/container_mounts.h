@@ -28,7 +28,8 @@ absl::Status ShareRootfs(const RootfsPlan& plan, const ShareTarget& target);
 absl::Status ShareBind(const HostBind& bind, const ShareTarget& target,
                        const std::string& run_directory);
 
-// Mounts within a container's shares, as they were mounted: "m3/data/disk". Blocks.
+// Mounts of local file systems within a container's shares, as they were mounted: "m3/data/disk".
+// Blocks.
 absl::StatusOr<std::vector<std::string>> NestedMounts(const SharedPlace& place,
                                                       const std::string& container_id);
 

@@ -6,6 +6,7 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <utility>
 
@@ -61,13 +62,13 @@ StorageStep MountStep(const SandboxStorage& sandbox, const std::string& containe
   return step;
 }
 
+// UNAVAILABLE: its file server has ended.
 absl::StatusOr<SharedPlace> PlaceOf(const SandboxStorage& sandbox) {
   SharedPlace place;
   place.directory = sandbox.shared_directory;
-  if (!sandbox.file_server_namespace) return place;
-  absl::StatusOr<UniqueFd> opened = sandbox.file_server_namespace();
-  if (!opened.ok()) return Annotate(opened.status(), "file server");
-  place.mount_namespace = std::make_shared<const UniqueFd>(*std::move(opened));
+  if (!sandbox.file_server) return place;
+  place.file_server = sandbox.file_server();
+  if (!place.file_server.has_value()) return absl::UnavailableError("there is no file server");
   return place;
 }
 
@@ -148,32 +149,36 @@ Co<absl::Status> ShareHostPaths(SandboxStorage* sandbox, SharedPlace place,
 }
 
 // The guest is to have them before the container is made. One that is shared later, or not told of,
-// is mounted by whoever walks into it.
-Co<absl::Status> AddNestedMounts(SandboxStorage* sandbox, SharedPlace place,
-                                 std::string container_id, agent::v1::PreparedContainer* prepared) {
+// is mounted by whoever walks into it. Not those below a bind that follows the host: what the guest
+// has mounted the host could not unmount.
+Co<void> AddNestedMounts(SandboxStorage* sandbox, SharedPlace place, std::string container_id,
+                         std::set<std::string> followers, agent::v1::PreparedContainer* prepared) {
   auto find = RunBlocking(*sandbox->blocking,
                           [place, container_id] { return NestedMounts(place, container_id); });
   absl::StatusOr<std::vector<std::string>> nested = co_await std::move(find);
-  if (!nested.ok()) co_return Annotate(nested.status(), "mounts within what is shared");
+  std::string left_out;
+  if (!nested.ok()) {
+    left_out = nested.status().ToString();
+    nested.emplace();
+  }
+  std::erase_if(*nested, [&followers](const std::string& path) {
+    return followers.contains(path.substr(0, path.find('/')));
+  });
   if (nested->size() > kMaxNestedMounts) {
-    Log(LogLevel::kWarn, "too many mounts within a container's volumes",
-        {{"sandbox", sandbox->sandbox_id},
-         {"container", container_id},
-         {"mounts", absl::StrCat(nested->size())}});
+    left_out = absl::StrCat(nested->size() - kMaxNestedMounts, " too many");
     nested->resize(kMaxNestedMounts);
   }
+  if (!left_out.empty()) {
+    Log(LogLevel::kWarn, "mounts within volumes are not prepared",
+        {{"sandbox", sandbox->sandbox_id}, {"container", container_id}, {"error", left_out}});
+  }
   for (std::string& path : *nested) prepared->add_nested_mounts(std::move(path));
-  co_return absl::OkStatus();
 }
 
 // Its arguments are checked; leaves its steps behind when it fails.
 Co<absl::Status> Build(SandboxStorage* sandbox, std::string container_id, RootfsPlan plan,
                        std::vector<HostBind> binds, agent::v1::PreparedContainer* prepared) {
   const absl::StatusOr<SharedPlace> place = PlaceOf(*sandbox);
-  // The container is there, what it needs is not.
-  if (absl::IsNotFound(place.status())) {
-    co_return absl::UnavailableError(place.status().message());
-  }
   if (!place.ok()) co_return place.status();
   absl::Status status;
   if (plan.kind == RootfsPlan::Kind::kDisk) {
@@ -184,11 +189,17 @@ Co<absl::Status> Build(SandboxStorage* sandbox, std::string container_id, Rootfs
     status = co_await std::move(share);
   }
   MAGNETAR_CO_RETURN_IF_ERROR(status);
+  std::set<std::string> followers;
+  for (const HostBind& bind : binds) {
+    if (bind.follow_host) followers.insert(bind.name);
+  }
   auto share = ShareHostPaths(sandbox, *place, container_id, std::move(binds));
   status = co_await std::move(share);
   MAGNETAR_CO_RETURN_IF_ERROR(status);
-  auto nested = AddNestedMounts(sandbox, *place, std::move(container_id), prepared);
-  co_return co_await std::move(nested);
+  auto nested =
+      AddNestedMounts(sandbox, *place, std::move(container_id), std::move(followers), prepared);
+  co_await std::move(nested);
+  co_return absl::OkStatus();
 }
 
 Co<absl::Status> UndoStep(SandboxStorage* sandbox, SharedPlace place, StorageStep step) {
@@ -217,8 +228,7 @@ Co<absl::Status> ReleaseSteps(SandboxStorage* sandbox, std::string container_id)
   std::reverse(steps.begin(), steps.end());
   absl::StatusOr<SharedPlace> place = PlaceOf(*sandbox);
   // Its mounts have ended with it.
-  if (absl::IsNotFound(place.status())) place = SharedPlace{sandbox->shared_directory, nullptr};
-  if (!place.ok()) co_return Annotate(place.status(), absl::StrCat("release ", container_id));
+  if (!place.ok()) place = SharedPlace{sandbox->shared_directory, std::nullopt};
   absl::Status first_error;
   for (const StorageStep& step : steps) {
     auto undo = UndoStep(sandbox, *place, step);
@@ -313,6 +323,10 @@ class Storage : public ContainerStorage {
     rules.guest_shm = request.guest_shm;
     rules.pod_shares_pids = request.pod_shares_pids;
     agent::v1::PreparedContainer prepared;
+    if (!request.pid_namespace_of.empty()) {
+      rules.target_pid_namespace = absl::StrCat(kGuestContainers, id, "/pid-namespace");
+      prepared.set_pid_namespace_of(request.pid_namespace_of);
+    }
     auto rewrite = Rewrite(sandbox, std::move(request.spec_json), std::move(rules), &prepared);
     absl::StatusOr<RewrittenSpec> spec = co_await std::move(rewrite);
     if (!spec.ok()) co_return spec.status();

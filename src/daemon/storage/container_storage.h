@@ -3,6 +3,7 @@
 #include <boost/asio/thread_pool.hpp>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -10,8 +11,8 @@
 #include "absl/status/statusor.h"
 #include "containerd/types.pb.h"
 #include "magnetar/agent.pb.h"
+#include "magnetar/child_process.h"
 #include "magnetar/co.h"
-#include "magnetar/unique_fd.h"
 #include "vmm/vmm.h"
 
 namespace magnetar::daemon {
@@ -31,9 +32,9 @@ struct SandboxStorage {
   std::string sandbox_id;
   std::string directory;         // run directory of the sandbox
   std::string shared_directory;  // what the file server exports
-  // Opens the mount namespace of the file server, where its mounts are made; NOT_FOUND: it has
-  // ended. Empty: they are made in the daemon's. Called on the executor of the coroutine.
-  std::function<absl::StatusOr<UniqueFd>()> file_server_namespace;
+  // The file server, in whose mount namespace its mounts are made; none: there is none (any more).
+  // Empty: they are made in the daemon's namespace. Called on the executor of the coroutine.
+  std::function<std::optional<ProcessIdentity>()> file_server;
   vmm::Vm* vm = nullptr;
   asio::thread_pool* blocking = nullptr;
   // Persist: before the step is done, and after it was undone. Called on the executor of
@@ -52,7 +53,8 @@ struct ContainerRequest {
   // Files that the guest itself holds and that CRI would have bound in:
   // hostname, hosts, resolv.conf, shm. Guest paths; empty: none.
   std::string guest_hostname, guest_hosts, guest_resolv_conf, guest_shm;
-  bool pod_shares_pids = true;  // see SpecRequest
+  bool pod_shares_pids = true;   // see SpecRequest
+  std::string pid_namespace_of;  // as PreparedContainer has it
 };
 
 // Brings a container's root filesystem and mounts to the guest.

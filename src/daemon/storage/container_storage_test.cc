@@ -146,6 +146,20 @@ TEST_F(ContainerStorageTest, ReadOnlyWithAndWithoutWhatIsMountedBelow) {
   ASSERT_TRUE(Release().ok());
 }
 
+TEST_F(ContainerStorageTest, RefusesTheKernelsFilesystemsWithinAVolume) {
+  const std::string proc = Directory("chroot/some/proc");
+  ASSERT_EQ(::mount("proc", proc.c_str(), "proc", 0, nullptr), 0);
+  for (const char* access : {"rw", "ro", "rro"}) {
+    const absl::Status status =
+        Prepare(Request(Overlay(1), {Bind(top_ + "/chroot", "/c", {"rbind", access})})).status();
+    EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(proc + ": the host's proc cannot"));
+    ExpectNothingLeft();
+  }
+  EXPECT_TRUE(Prepare(Request(Overlay(1), {Bind(top_ + "/chroot", "/c", {"bind"})})).ok());
+  ASSERT_TRUE(Release().ok());
+}
+
 TEST_F(ContainerStorageTest, TellsOfTheMountsWithinVolumes) {
   for (const char* name : {"data/a b", "data/c"}) {
     const std::string place = Directory(name);
@@ -153,8 +167,9 @@ TEST_F(ContainerStorageTest, TellsOfTheMountsWithinVolumes) {
   }
   const std::string deep = Directory("data/c/deep");
   ASSERT_EQ(::mount("tmpfs", deep.c_str(), "tmpfs", 0, nullptr), 0);
-  const auto prepared = Prepare(Request(Overlay(1), {Bind(top_ + "/data", "/data", {"rbind"}),
-                                                     Bind(top_ + "/data", "/one", {"bind"})}));
+  const auto prepared = Prepare(Request(
+      Overlay(1), {Bind(top_ + "/data", "/data", {"rbind"}), Bind(top_ + "/data", "/one", {"bind"}),
+                   Bind(top_ + "/data", "/f", {"rbind", "rslave"})}));
   ASSERT_TRUE(prepared.ok()) << prepared.status();
   EXPECT_THAT(prepared->nested_mounts(), ElementsAre("m0/a b", "m0/c", "m0/c/deep"));
   ASSERT_TRUE(Release().ok());
@@ -178,12 +193,12 @@ TEST_F(ContainerStorageTest, PropagationFromTheHost) {
   EXPECT_TRUE(Exists(later + "/file"));
 }
 
-TEST_F(ContainerStorageTest, NothingOfTheHostComesBelowABindThatIsAllReadOnly) {
+TEST_F(ContainerStorageTest, NothingOfTheHostComesBelowAReadOnlyBind) {
   const std::string data = Directory("data");
   ASSERT_EQ(::mount("tmpfs", data.c_str(), "tmpfs", 0, nullptr), 0);
   ASSERT_EQ(::mount(nullptr, data.c_str(), nullptr, MS_SHARED, nullptr), 0);
   const std::string later = Directory("data/later");
-  ASSERT_TRUE(Prepare(Request(Overlay(1), {Bind(data, "/data", {"rbind", "rslave", "rro"})})).ok());
+  ASSERT_TRUE(Prepare(Request(Overlay(1), {Bind(data, "/data", {"rbind", "rslave", "ro"})})).ok());
   ASSERT_EQ(::mount("tmpfs", later.c_str(), "tmpfs", 0, nullptr), 0);
   EXPECT_FALSE(WriteFileAtomically(Shared("c1/m0/later/x"), "").ok());
   EXPECT_FALSE(Exists(later + "/x"));

@@ -1,6 +1,6 @@
 #pragma once
 
-#include <memory>
+#include <optional>
 #include <string>
 #include <system_error>
 #include <thread>
@@ -51,9 +51,12 @@ std::invoke_result_t<F> RunOnThread(Enter enter, F f) {
 
 // The directory that a sandbox's file server exports, and where mounts are made in it: in the
 // namespace of the file server, or, with none, here.
+//
+// The process and not its namespace: what is held while a path of the host keeps a thread waiting
+// would hold all that is mounted there.
 struct SharedPlace {
   std::string directory;
-  std::shared_ptr<const UniqueFd> mount_namespace;
+  std::optional<ProcessIdentity> file_server;
 };
 
 }  // namespace magnetar::daemon

@@ -68,7 +68,7 @@ class FileServer {
 
 TEST_F(FileServerTest, MountsInTheFileServersNamespaceOnly) {
   FileServer server(sandbox_.shared_directory);
-  sandbox_.file_server_namespace = [&] { return OpenMountNamespace(server.identity()); };
+  sandbox_.file_server = [&] { return server.identity(); };
   const std::string below = Directory("data/below");
   ASSERT_EQ(::mount("tmpfs", below.c_str(), "tmpfs", 0, nullptr), 0);
   File("data/below/file", "deep");
@@ -89,9 +89,42 @@ TEST_F(FileServerTest, MountsInTheFileServersNamespaceOnly) {
   ExpectNothingLeft();
 }
 
+TEST_F(FileServerTest, WhatTheHostMountsLaterComesInAndGoes) {
+  const std::string data = Directory("data");
+  ASSERT_EQ(::mount("tmpfs", data.c_str(), "tmpfs", 0, nullptr), 0);
+  ASSERT_EQ(::mount(nullptr, data.c_str(), nullptr, MS_SHARED, nullptr), 0);
+  const std::string later = Directory("data/later");
+  FileServer server(sandbox_.shared_directory);
+  sandbox_.file_server = [&] { return server.identity(); };
+  ASSERT_TRUE(Prepare(Request(Overlay(1), {Bind(data, "/data", {"rbind", "rslave"})})).ok());
+  ASSERT_EQ(::mount("tmpfs", later.c_str(), "tmpfs", 0, nullptr), 0);
+  File("data/later/file", "x");
+  EXPECT_EQ(*ReadFile(server.Root("c1/m0/later/file")), "x");
+  EXPECT_EQ(::umount(later.c_str()), 0) << strerror(errno);
+  EXPECT_THAT(server.Mounts(), ElementsAre("/c1/rootfs", "/c1/m0"));
+  ASSERT_TRUE(Release().ok());
+}
+
+// Somebody holds its namespace; what was mounted there must not stay.
+TEST_F(FileServerTest, ANamespaceThatOutlivesItsFileServerHoldsNothing) {
+  auto server = std::make_unique<FileServer>(sandbox_.shared_directory);
+  sandbox_.file_server = [&] { return server->identity(); };
+  ASSERT_TRUE(Prepare(Request(Overlay(1), {Bind(Directory("data"), "/data")})).ok());
+  const absl::StatusOr<UniqueFd> held = OpenMountNamespace(server->identity());
+  ASSERT_TRUE(held.ok()) << held.status();
+  server->End();
+  ASSERT_TRUE(storage_->UnmountAll(sandbox_.shared_directory).ok());
+  const UniqueFd proc(::open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC));
+  const absl::StatusOr<std::string> info =
+      RunOnThread([&] { return EnterMountNamespaceOnThread(held->get()); },
+                  [&] { return ReadFileAt(proc.get(), "thread-self/mountinfo"); });
+  ASSERT_TRUE(info.ok()) << info.status();
+  EXPECT_THAT(MountPoints(*info), ElementsAre("/"));
+}
+
 TEST_F(FileServerTest, MountsEndWithTheFileServer) {
   FileServer server(sandbox_.shared_directory);
-  sandbox_.file_server_namespace = [&] { return OpenMountNamespace(server.identity()); };
+  sandbox_.file_server = [&] { return server.identity(); };
   ASSERT_TRUE(Prepare(Request(Overlay(1), {Bind(Directory("data"), "/data")})).ok());
   server.End();
   ASSERT_TRUE(Release().ok());
@@ -101,11 +134,11 @@ TEST_F(FileServerTest, MountsEndWithTheFileServer) {
 
 TEST_F(FileServerTest, OnlyTheSharedDirectoryIsMountedIn) {
   FileServer elsewhere(top_);
-  sandbox_.file_server_namespace = [&] { return OpenMountNamespace(elsewhere.identity()); };
+  sandbox_.file_server = [&] { return elsewhere.identity(); };
   const auto prepared = Prepare(Request(Overlay(1)));
   EXPECT_THAT(prepared.status().ToString(), HasSubstr("is not the shared directory"));
   const absl::StatusOr<ProcessIdentity> self = IdentifyProcess(::getpid());
-  sandbox_.file_server_namespace = [&] { return OpenMountNamespace(*self); };
+  sandbox_.file_server = [&] { return *self; };
   EXPECT_THAT(Prepare(Request(Overlay(1))).status().ToString(), HasSubstr("no mount namespace"));
 }
 

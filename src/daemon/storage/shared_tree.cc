@@ -141,6 +141,16 @@ absl::Status SharedTree::UnmountAll() {
   return first_error;
 }
 
+absl::Status SharedTree::RemoveAll() {
+  UniqueFd listing(OpenBelow(writable_.get(), ".", O_RDONLY | O_DIRECTORY));
+  if (!listing.ok()) return ErrnoStatus(errno, "open shared");
+  const absl::StatusOr<std::vector<std::string>> containers = Entries(std::move(listing));
+  if (!containers.ok()) return containers.status();
+  absl::Status first_error;
+  for (const std::string& container_id : *containers) first_error.Update(Remove(container_id));
+  return first_error;
+}
+
 absl::Status SharedTree::Remove(const std::string& container_id) {
   const UniqueFd container(OpenBelow(writable_.get(), container_id, O_PATH | O_DIRECTORY));
   UniqueFd listing(OpenBelow(writable_.get(), container_id, O_RDONLY | O_DIRECTORY));

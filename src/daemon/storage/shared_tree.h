@@ -30,6 +30,8 @@ class SharedTree {
   absl::Status Unmount(const std::string& container_id, const std::string& name);
   // Undoes all mounts on entries of containers; what is mounted below them goes with them.
   absl::Status UnmountAll();
+  // Remove() of all containers.
+  absl::Status RemoveAll();
   // Removes a container's mount points once nothing is mounted on them; none is fine.
   absl::Status Remove(const std::string& container_id);
 

@@ -27,8 +27,9 @@ enum class BindOption {
   kPlain,  // not recursive
   kRecursive,
   kReadOnly,
-  kAllReadOnly,  // mounts below it too
   kReadWrite,
+  kAllReadOnly,  // mounts below it too
+  kAllReadWrite,
   kPrivate,
   kFollow,  // (r)slave: what the host mounts later is seen
   kShared,  // (r)shared: what the container mounts would be seen by the host
@@ -42,7 +43,7 @@ constexpr struct {
 } kBindOptions[] = {
     {"bind", BindOption::kPlain},         {"rbind", BindOption::kRecursive},
     {"ro", BindOption::kReadOnly},        {"rro", BindOption::kAllReadOnly},
-    {"rw", BindOption::kReadWrite},       {"rrw", BindOption::kReadWrite},
+    {"rw", BindOption::kReadWrite},       {"rrw", BindOption::kAllReadWrite},
     {"private", BindOption::kPrivate},    {"rprivate", BindOption::kPrivate},
     {"unbindable", BindOption::kPrivate}, {"runbindable", BindOption::kPrivate},
     {"slave", BindOption::kFollow},       {"rslave", BindOption::kFollow},
@@ -149,6 +150,8 @@ const char* GuestAccess(ReadOnly read_only) {
 absl::Status ReadBindOptions(const Mount& mount, HostBind& bind, std::vector<std::string>& guest) {
   guest.push_back("rbind");
   guest.push_back("rprivate");
+  // Independent of each other: what makes all read-only, "rw" does not undo.
+  bool top = false, all = false;
   for (const std::string& option : mount.options) {
     const auto* known = std::find_if(std::begin(kBindOptions), std::end(kBindOptions),
                                      [&option](const auto& entry) { return option == entry.name; });
@@ -164,13 +167,16 @@ absl::Status ReadBindOptions(const Mount& mount, HostBind& bind, std::vector<std
         bind.recursive = true;
         break;
       case BindOption::kReadOnly:
-        bind.read_only = ReadOnly::kTop;
-        break;
-      case BindOption::kAllReadOnly:
-        bind.read_only = ReadOnly::kAll;
+        top = true;
         break;
       case BindOption::kReadWrite:
-        bind.read_only = ReadOnly::kNo;
+        top = false;
+        break;
+      case BindOption::kAllReadOnly:
+        all = true;
+        break;
+      case BindOption::kAllReadWrite:
+        all = false;
         break;
       case BindOption::kPrivate:
         bind.follow_host = false;
@@ -187,6 +193,7 @@ absl::Status ReadBindOptions(const Mount& mount, HostBind& bind, std::vector<std
         break;
     }
   }
+  bind.read_only = all ? ReadOnly::kAll : top ? ReadOnly::kTop : ReadOnly::kNo;
   guest.emplace_back(GuestAccess(bind.read_only));
   return absl::OkStatus();
 }
@@ -239,10 +246,9 @@ absl::Status RewriteBind(const Mount& mount, const SpecRequest& request, Json& j
   bind.source = mount.source;
   bind.destination = mount.destination;
   // What the host mounts later would come writable, and the host could not keep it from the VM.
-  if (bind.read_only == ReadOnly::kAll && bind.follow_host) {
+  if (bind.read_only != ReadOnly::kNo && bind.follow_host) {
     bind.follow_host = false;
-    result.dropped.push_back(
-        "mounts: propagation from the host below a bind that is read-only with all in it");
+    result.dropped.push_back("mounts: propagation from the host below a read-only bind");
   }
   json = BindJson(mount.destination, absl::StrCat(request.guest_mounts, "/", bind.name),
                   std::move(options));

@@ -138,12 +138,16 @@ absl::Status RewriteNamespace(Json& entry, const std::string& where, const SpecR
   if (rule->guest_path == nullptr) {
     return Unsupported(absl::StrCat("linux.namespaces: ", *type), rule->refuse_path);
   }
+  if (*type == "pid" && !request.target_pid_namespace.empty()) {
+    entry["path"] = request.target_pid_namespace;
+    return absl::OkStatus();
+  }
   // Every container's pid on the host is the VMM's: the path does not say whose it is.
   if (*type == "pid" && !request.pod_shares_pids) {
-    return Unsupported("linux.namespaces: pid",
-                       "joining the processes of another container (namespace_options.pid TARGET, "
-                       "kubectl debug --target) is not supported; the pod does not share its pid "
-                       "namespace");
+    return Unsupported(
+        "linux.namespaces: pid",
+        "it has a path, but neither does the pod share its pid namespace, nor does "
+        "CRI's metadata of the container name a target (namespace_options.target_id)");
   }
   if (*rule->guest_path == '\0') {
     entry.erase("path");

@@ -24,6 +24,8 @@ struct SpecRequest {
   std::map<size_t, std::string> guest_volumes;
   // Whether a pid namespace with a path is the pod's; else it is another container's.
   bool pod_shares_pids = true;
+  // In the guest, of the container whose processes this one is to see; empty: of none.
+  std::string target_pid_namespace;
 };
 
 // A file or directory of the host to bind at `name` in the container's shared directory.
@@ -34,7 +36,7 @@ struct HostBind {
   std::string destination;
   bool recursive = false;
   TreeOptions::ReadOnly read_only = TreeOptions::ReadOnly::kNo;
-  // Later mounts below the source appear, too (rslave); never if all is read-only.
+  // Later mounts below the source appear, too (rslave); never if read-only.
   bool follow_host = false;
 };
 

@@ -255,7 +255,11 @@ TEST(SpecRewriteTest, ProcessesOfAnotherContainer) {
   const Outcome out = Rewrite(spec, request);
   EXPECT_TRUE(absl::IsFailedPrecondition(out.status)) << out.status;
   EXPECT_THAT(std::string(out.status.message()), HasSubstr("linux.namespaces: pid"));
-  EXPECT_THAT(std::string(out.status.message()), HasSubstr("namespace_options.pid TARGET"));
+  EXPECT_THAT(std::string(out.status.message()), HasSubstr("namespace_options.target_id"));
+  request.target_pid_namespace = "/run/magnetar/containers/c1/pid-namespace";
+  Outcome joined = Rewrite(spec, request);
+  ASSERT_TRUE(joined.status.ok()) << joined.status;
+  EXPECT_EQ(joined.spec["linux"]["namespaces"][0]["path"], request.target_pid_namespace);
 }
 
 struct OptionsCase {
@@ -280,7 +284,10 @@ TEST(SpecRewriteTest, BindOptions) {
        ReadOnly::kTop,
        false,
        {"rbind", "rprivate", "nosuid", "nodev", "noexec", "ro"}},
-      {{"rbind", "rslave", "ro"}, true, ReadOnly::kTop, true, {"rbind", "rprivate", "ro"}},
+      {{"rbind", "rro", "ro"}, true, ReadOnly::kAll, false, {"rbind", "rprivate", "rro"}},
+      {{"rbind", "rro", "rw"}, true, ReadOnly::kAll, false, {"rbind", "rprivate", "rro"}},
+      {{"rbind", "rro", "rrw"}, true, ReadOnly::kNo, false, {"rbind", "rprivate", "rw"}},
+      {{"rbind", "rslave", "ro"}, true, ReadOnly::kTop, false, {"rbind", "rprivate", "ro"}},
       {{"rbind", "rslave", "rro"}, true, ReadOnly::kAll, false, {"rbind", "rprivate", "rro"}},
       {{"rbind", "z"}, true, ReadOnly::kNo, false, {"rbind", "rprivate", "rw"}},
       {{}, false, ReadOnly::kNo, false, {"rbind", "rprivate", "rw"}},

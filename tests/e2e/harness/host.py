@@ -50,6 +50,17 @@ class Host:
     def mounts(self):
         return set(teardown.mounts_below(self.run, self.data))
 
+    def shared(self):
+        """What file servers have mounted for containers, in their own namespaces."""
+        found = set()
+        for pid in processes_of("virtiofsd", f"{self.run}/"):
+            try:
+                lines = pathlib.Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
+            except OSError:
+                continue
+            found.update(f"{line.split()[4]} of virtiofsd {pid}" for line in lines if line.split()[4].count("/") > 1)
+        return found
+
     def links(self):
         out = subprocess.run(["ip", "-n", self.netns, "-o", "link"], capture_output=True, text=True).stdout
         return {line.split(":")[1].strip() for line in out.splitlines()} - {network.BRIDGE}
@@ -81,7 +92,7 @@ class Host:
         return found
 
     def state(self):
-        return {"processes": self.processes(), "mounts": self.mounts(), "links": self.links(), "cgroups": self.cgroups(),
+        return {"processes": self.processes(), "mounts": self.mounts(), "shared mounts": self.shared(), "links": self.links(), "cgroups": self.cgroups(),
                 "loop devices": self.loops(), "files": self.files()}
 
 

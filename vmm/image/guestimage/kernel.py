@@ -8,7 +8,7 @@ from .packages import unpack
 from .util import canonical_json, new_directory, run, say, sha256_text, write_atomically
 
 # Changes when the stages of an older build are of no use any more.
-FORMAT = 3
+FORMAT = 4
 
 
 def load_order(tree, version, names):
@@ -31,9 +31,24 @@ def load_order(tree, version, names):
 
 
 def names_of(tree, version, module):
-    """The names that the kernel asks for a module by: its own, and those aliases that stand for nothing but it."""
+    """The names that the kernel asks for a module by: its own, and those aliases that stand for nothing but it. Not the
+    families of generic netlink: any process may ask for one of those, without a privilege."""
     aliases = run(["modinfo", "-b", tree, "-k", version, "-F", "alias", module]).split()
-    return sorted({name.replace("-", "_") for name in (module, *aliases) if not set(name) & set("*?[")})
+    names = {name.replace("-", "_") for name in (module, *aliases) if not set(name) & set("*?[")}
+    return sorted(name for name in names if not name.startswith("net_pf_16_proto_16_family_"))
+
+
+def request_table(tree, version, names):
+    """{name: load order} of the modules that containers may have loaded, and of what these depend on: nftables is asked for by
+    the protocol of nfnetlink, which its own modules need."""
+    table = {}
+    for module in names:
+        for path in load_order(tree, version, [module]):
+            stem = pathlib.Path(path).stem
+            if stem.replace("-", "_") not in table:
+                order = load_order(tree, version, [stem])
+                table.update((name, order) for name in names_of(tree, version, stem))
+    return table
 
 
 def objcopy_version():
@@ -70,11 +85,7 @@ def prepare(package, deb, contents, cache):
         boot = load_order(tree, version, wanted["boot"])
         root = load_order(tree, version, wanted["root"])
         demand = {name: load_order(tree, version, names) for name, names in wanted["demand"].items()}
-        request = {}
-        for module in wanted["request"]["names"]:
-            order = load_order(tree, version, [module])
-            if order:
-                request.update((name, order) for name in names_of(tree, version, module))
+        request = request_table(tree, version, wanted["request"]["names"])
         (new / "vmlinux").write_bytes(vmlinux.condense(vmlinux.extract(vmlinuz.read_bytes())))
         for module in sorted({*boot, *root, *(m for lists in (demand, request) for names in lists.values() for m in names)}):
             copy_module(tree / module, new / "tree" / module)

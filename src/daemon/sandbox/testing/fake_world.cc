@@ -287,6 +287,7 @@ class FakeStorage : public ContainerStorage {
   Co<absl::StatusOr<agent::v1::PreparedContainer>> Prepare(SandboxStorage& sandbox,
                                                            ContainerRequest request) override {
     world_->pod_shares_pids = request.pod_shares_pids;
+    world_->pid_namespace_of = request.pid_namespace_of;
     auto note = world_->NoteAsync("storage.prepare");
     absl::Status status = co_await std::move(note);
     if (!status.ok()) co_return status;

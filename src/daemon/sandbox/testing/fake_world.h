@@ -113,6 +113,7 @@ class FakeWorld {
   std::map<std::string, std::shared_ptr<Vm>> vms_;  // by directory; on the event thread
   // Of the last container that was prepared.
   std::atomic<bool> pod_shares_pids{true};
+  std::string pid_namespace_of;  // of the last container that was prepared
 
  private:
   struct Fakes;

@@ -44,7 +44,7 @@ class ContainerStorageTest : public ::testing::Test {
     sandbox_.directory = top_ + "/run/5a4d";
     sandbox_.shared_directory = sandbox_.directory + "/shared";
     ASSERT_TRUE(MakeDirectories(sandbox_.shared_directory).ok());
-    // As the daemon makes it: shared, and read-only for the file server.
+    // Read-only for the file server, as the daemon makes it; and shared, as it once was.
     const char* shared = sandbox_.shared_directory.c_str();
     ASSERT_EQ(::mount(shared, shared, nullptr, MS_BIND, nullptr), 0);
     ASSERT_EQ(::mount(nullptr, shared, nullptr, MS_SHARED, nullptr), 0);
