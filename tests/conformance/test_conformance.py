@@ -22,7 +22,8 @@ PASSED, FAILED, SKIPPED = (Result(outcome) for outcome in (Outcome.PASSED, Outco
 
 
 LISTS = {"": critest.Expected({}, {}), "needs": critest.Expected({"spec": "pid"}, {}),
-         "withheld": critest.Expected({}, {"spec": "unknown to containerd"})}
+         "withheld": critest.Expected({}, {"spec": "unknown to containerd"}),
+         "neither": critest.Expected({}, {}, {"spec": "not to be had"})}
 
 
 @pytest.mark.parametrize("ours, yardstick, listed, is_wrong", [
@@ -30,16 +31,21 @@ LISTS = {"": critest.Expected({}, {}), "needs": critest.Expected({"spec": "pid"}
     (FAILED, PASSED, "", True),
     (SKIPPED, PASSED, "", True),
     (None, PASSED, "", True),
-    (FAILED, FAILED, "", False),
-    (PASSED, FAILED, "", False),
+    (FAILED, FAILED, "", True),
+    (PASSED, FAILED, "", True),
+    (SKIPPED, SKIPPED, "", False),
+    (FAILED, FAILED, "neither", False),
+    (PASSED, PASSED, "neither", True),
+    (None, None, "needs", True),
     (FAILED, PASSED, "needs", False),
     (PASSED, PASSED, "needs", True),
     (SKIPPED, PASSED, "withheld", False),
     (FAILED, PASSED, "withheld", True),
-    (PASSED, PASSED, "withheld", False),
+    (PASSED, PASSED, "withheld", True),
 ])
 def test_verdicts(ours, yardstick, listed, is_wrong):
-    rows = comparison.verdicts({"spec": ours} if ours else {}, {"spec": yardstick}, LISTS[listed])
+    columns = [{"spec": result} if result else {} for result in (ours, yardstick)]
+    rows = comparison.verdicts(*columns, LISTS[listed], whole=True)
     assert [spec for spec, *_ in rows] == ["spec"]
     assert bool(comparison.wrong(rows)) == is_wrong
     assert "spec" in comparison.table(rows)
@@ -52,8 +58,8 @@ def write_expected(folder, entries):
 
 
 def test_expected(tmp_path):
-    path = write_expected(tmp_path, ['spec = "a"\nneeds = "ipc"', 'spec = "b"\nwithheld = "why"'])
-    assert critest.expected(path) == critest.Expected({"a": "ipc"}, {"b": "why"})
+    path = write_expected(tmp_path, ['spec = "a"\nneeds = "ipc"', 'spec = "b"\nwithheld = "why"', 'spec = "c"\nneither = "that"'])
+    assert critest.expected(path) == critest.Expected({"a": "ipc"}, {"b": "why"}, {"c": "that"})
     assert critest.expected(HERE / "expected.toml").needs
 
 

@@ -5,14 +5,17 @@ from .critest import Outcome, Result
 _MISSING = Result(Outcome.MISSING)
 
 
-def verdicts(ours, yardstick, expected):
-    """[(spec, our result, runc's, verdict)], by name. The verdict is "" for what is as it should be."""
+def verdicts(ours, yardstick, expected, whole=False):
+    """[(spec, our result, runc's, verdict)], by name. The verdict is "" for what is as it should be. `whole`: of all specs,
+    so that an entry of the list without one is of no use any more."""
     rows = []
-    for spec in sorted({*ours, *yardstick}):
+    for spec in sorted({*ours, *yardstick, *(expected.specs() if whole else ())}):
         mine, other = ours.get(spec, _MISSING), yardstick.get(spec, _MISSING)
         verdict = ""
-        if mine.outcome is Outcome.PASSED and spec in expected.needs:
-            verdict = "passes: take it out of expected.toml"
+        if spec in expected.specs() and mine.outcome in (Outcome.PASSED, Outcome.MISSING):
+            verdict = "passes, or is no more: take it out of expected.toml"
+        elif other.outcome is Outcome.FAILED and spec not in expected.neither:
+            verdict = "runc FAILS: the yardstick is broken"
         elif other.outcome is Outcome.PASSED and mine.outcome is not Outcome.PASSED:
             verdict = "DIFFERS"
             if spec in expected.needs:

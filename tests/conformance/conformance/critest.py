@@ -36,36 +36,43 @@ class Expected:
 
     needs: dict
     withheld: dict
+    # What runc does not pass either, and why.
+    neither: dict = dataclasses.field(default_factory=dict)
+
+    def specs(self):
+        return {*self.needs, *self.withheld, *self.neither}
 
 
 def expected(path):
     """Raises ExpectedError for a list that is not in order."""
     lists = tomllib.loads(pathlib.Path(path).read_text())
-    found = {"needs": {}, "withheld": {}}
+    found = {"needs": {}, "withheld": {}, "neither": {}}
     for entry in lists.get("expected", []):
         kind = next((kind for kind in found if set(entry) == {"spec", kind}), None)
         if not kind or (kind == "needs" and entry["needs"] not in NAMESPACES):
             raise ExpectedError(f"{path}: an entry is a spec and what it `needs` of the host, one of {', '.join(NAMESPACES)}, or why it "
-                                f"is `withheld`: {entry}")
+                                f"is `withheld`, or `neither` passes: {entry}")
         if any(entry["spec"] in specs for specs in found.values()):
             raise ExpectedError(f"{path}: twice: {entry['spec']}")
         found[kind][entry["spec"]] = entry[kind]
-    count = sum(map(len, found.values()))
+    count = len(found["needs"]) + len(found["withheld"])
     if count > MAX_EXPECTED:
         raise ExpectedError(f"{path}: {count} entries, more than {MAX_EXPECTED}")
     return Expected(**found)
 
 
 def run(program, socket, netns, handler, report, log, focus="", skip=""):
-    """One run with the runtime handler `handler`: {spec: Result}. Its output goes to `log`, its report to `report`."""
+    """One run with the runtime handler `handler`: {spec: Result}. Its output goes to `log`, its report to `report`.
+    Raises RuntimeError if it did not come to its end."""
     argv = ["nsenter", f"--net=/run/netns/{netns}", "--", program, f"--runtime-endpoint=unix://{socket}",
             f"--image-endpoint=unix://{socket}", f"--runtime-handler={handler}", "--ginkgo.no-color", "--ginkgo.timeout=2h",
             f"--ginkgo.junit-report={report}", *([f"--ginkgo.focus={focus}"] if focus else []),
             *([f"--ginkgo.skip={skip}"] if skip else [])]
     with open(log, "wb") as output:
         ended = subprocess.run([str(arg) for arg in argv], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent)
-    if not report.exists():
-        raise RuntimeError(f"critest made no report (exit {ended.returncode}); see {log}")
+    # 1: some spec failed.
+    if ended.returncode not in (0, 1) or not report.exists() or b"[INTERRUPTED]" in log.read_bytes():
+        raise RuntimeError(f"critest did not come to its end (exit {ended.returncode}); see {log}")
     return parse(report, not focus and not skip)
 
 
