@@ -58,20 +58,22 @@ def write_expected(folder, entries):
 
 
 def test_expected(tmp_path):
-    path = write_expected(tmp_path, ['spec = "a"\nneeds = "ipc"', 'spec = "b"\nwithheld = "why"', 'spec = "c"\nneither = "that"'])
-    assert critest.expected(path) == critest.Expected({"a": "ipc"}, {"b": "why"}, {"c": "that"})
-    assert critest.expected(HERE / "expected.toml").needs
+    path = write_expected(tmp_path, ['spec = "a"\nneeds = "ipc"', 'spec = "b"\nwithheld = "why"\nby = "old"', 'spec = "c"\nneither = "that"'])
+    assert critest.expected(path, "old") == critest.Expected({"a": "ipc"}, {"b": "why"}, {"c": "that"})
+    assert critest.expected(path, "new") == critest.Expected({"a": "ipc"}, {}, {"c": "that"})
+    assert critest.expected(HERE / "expected.toml", "containerd-2.1").needs
 
 
 @pytest.mark.parametrize("entries", [
     ['spec = "a"'],
+    ['spec = "a"\nwithheld = "why"'],
     ['spec = "a"\nneeds = "time"'],
     ['spec = "a"\nneeds = "pid"'] * 2,
     [f'spec = "{n}"\nneeds = "pid"' for n in range(critest.MAX_EXPECTED + 1)],
-], ids=["no reason", "no such namespace", "twice", "too many"])
+], ids=["no reason", "by whom", "no such namespace", "twice", "too many"])
 def test_expected_is_not_in_order(tmp_path, entries):
     with pytest.raises(critest.ExpectedError):
-        critest.expected(write_expected(tmp_path, entries))
+        critest.expected(write_expected(tmp_path, entries), "old")
 
 
 def test_report(tmp_path):

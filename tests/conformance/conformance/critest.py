@@ -43,21 +43,27 @@ class Expected:
         return {*self.needs, *self.withheld, *self.neither}
 
 
-def expected(path):
-    """Raises ExpectedError for a list that is not in order."""
+def expected(path, containerd):
+    """The list as it is for a containerd of tests/tools/build. Raises ExpectedError if it is not in order."""
     lists = tomllib.loads(pathlib.Path(path).read_text())
     found = {"needs": {}, "withheld": {}, "neither": {}}
+    elsewhere = {}
     for entry in lists.get("expected", []):
-        kind = next((kind for kind in found if set(entry) == {"spec", kind}), None)
+        kind = next((kind for kind in found if set(entry) - {"by"} == {"spec", kind} and ("by" in entry) == (kind == "withheld")), None)
         if not kind or (kind == "needs" and entry["needs"] not in NAMESPACES):
             raise ExpectedError(f"{path}: an entry is a spec and what it `needs` of the host, one of {', '.join(NAMESPACES)}, or why it "
-                                f"is `withheld`, or `neither` passes: {entry}")
+                                f"is `withheld` `by` a containerd, or `neither` passes: {entry}")
         if any(entry["spec"] in specs for specs in found.values()):
             raise ExpectedError(f"{path}: twice: {entry['spec']}")
         found[kind][entry["spec"]] = entry[kind]
+        if "by" in entry:
+            elsewhere.setdefault(entry["by"], set()).add(entry["spec"])
     count = len(found["needs"]) + len(found["withheld"])
     if count > MAX_EXPECTED:
         raise ExpectedError(f"{path}: {count} entries, more than {MAX_EXPECTED}")
+    for name, specs in elsewhere.items():
+        if name != containerd:
+            found["withheld"] = {spec: why for spec, why in found["withheld"].items() if spec not in specs}
     return Expected(**found)
 
 
