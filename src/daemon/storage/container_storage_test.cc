@@ -161,7 +161,7 @@ TEST_F(ContainerStorageTest, RefusesTheKernelsFilesystemsWithinAVolume) {
 }
 
 TEST_F(ContainerStorageTest, TellsOfTheMountsWithinVolumes) {
-  for (const char* name : {"data/a b", "data/c"}) {
+  for (const char* name : {"data/a b", "data/\xff", "data/c"}) {
     const std::string place = Directory(name);
     ASSERT_EQ(::mount("tmpfs", place.c_str(), "tmpfs", 0, nullptr), 0);
   }
@@ -171,7 +171,11 @@ TEST_F(ContainerStorageTest, TellsOfTheMountsWithinVolumes) {
       Overlay(1), {Bind(top_ + "/data", "/data", {"rbind"}), Bind(top_ + "/data", "/one", {"bind"}),
                    Bind(top_ + "/data", "/f", {"rbind", "rslave"})}));
   ASSERT_TRUE(prepared.ok()) << prepared.status();
-  EXPECT_THAT(prepared->nested_mounts(), ElementsAre("m0/a b", "m0/c", "m0/c/deep"));
+  EXPECT_THAT(prepared->nested_mounts(), ElementsAre("m0/a b", "m0/\xff", "m0/c", "m0/c/deep"));
+  // A name is no text: the message holds it all the same.
+  agent::v1::PreparedContainer parsed;
+  EXPECT_TRUE(parsed.ParseFromString(prepared->SerializeAsString()));
+  EXPECT_EQ(parsed.nested_mounts(1), "m0/\xff");
   ASSERT_TRUE(Release().ok());
 }
 
