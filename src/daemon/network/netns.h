@@ -1,12 +1,12 @@
 #pragma once
 
 #include <string>
-#include <thread>
 #include <type_traits>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "magnetar/own_thread.h"
 #include "magnetar/unique_fd.h"
 
 // Network namespaces and the only way into one: a thread that dies afterwards, so
@@ -23,18 +23,7 @@ absl::Status EnterNetns(int netns_fd);
 // Runs `f`, which returns a Status or a StatusOr, inside the namespace.
 template <typename F>
 std::invoke_result_t<F> RunInNetns(int netns_fd, F f) {
-  using Result = std::invoke_result_t<F>;
-  Result result = absl::InternalError("the thread for the netns did not run");
-  std::thread thread([&result, &f, netns_fd] {
-    absl::Status entered = EnterNetns(netns_fd);
-    if (entered.ok()) {
-      result = f();
-    } else {
-      result = std::move(entered);
-    }
-  });
-  thread.join();
-  return result;
+  return RunOnOwnThread([netns_fd] { return EnterNetns(netns_fd); }, std::move(f));
 }
 
 }  // namespace magnetar::daemon

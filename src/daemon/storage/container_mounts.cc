@@ -21,6 +21,7 @@
 #include "absl/strings/strip.h"
 #include "magnetar/files.h"
 #include "magnetar/mounts.h"
+#include "magnetar/own_thread.h"
 #include "magnetar/status.h"
 #include "magnetar/unique_fd.h"
 #include "src/daemon/storage/mount_calls.h"
@@ -46,11 +47,9 @@ constexpr struct {
     {0x62656570, "configfs"},       {0x65735543, "fusectl"},
 };
 
-// Their types, as /proc/self/mountinfo has them.
-constexpr const char* kKernelTypes[] = {
-    "proc",    "sysfs",      "cgroup",    "cgroup2",  "devpts", "devtmpfs",    "debugfs",
-    "tracefs", "securityfs", "selinuxfs", "bpf",      "nsfs",   "binfmt_misc", "efivarfs",
-    "pstore",  "hugetlbfs",  "mqueue",    "configfs", "fusectl"};
+// As /proc/self/mountinfo has them; statfs(2) takes it for a tmpfs.
+constexpr char kDevtmpfs[] = "devtmpfs";
+
 constexpr const char* kLocalTypes[] = {"ext2", "ext3",  "ext4",    "xfs",   "btrfs",    "f2fs",
                                        "zfs",  "tmpfs", "overlay", "erofs", "squashfs", "vfat"};
 // A node may have tens of thousands of mounts.
@@ -82,13 +81,13 @@ std::invoke_result_t<F, SharedTree&> InPlace(const SharedPlace& place, F f) {
     if (!opened.ok()) return Annotate(opened.status(), "file server");
     mount_namespace = *std::move(opened);
   }
-  return RunOnThread([&] { return EnterMountNamespaceOnThread(mount_namespace.get()); },
-                     [&]() -> Result {
-                       absl::StatusOr<SharedTree> shared =
-                           SharedTree::Open(mount_namespace.ok() ? "/" : place.directory, exported);
-                       if (!shared.ok()) return shared.status();
-                       return f(*shared);
-                     });
+  return RunOnOwnThread([&] { return EnterMountNamespaceOnThread(mount_namespace.get()); },
+                        [&]() -> Result {
+                          absl::StatusOr<SharedTree> shared = SharedTree::Open(
+                              mount_namespace.ok() ? "/" : place.directory, exported);
+                          if (!shared.ok()) return shared.status();
+                          return f(*shared);
+                        });
 }
 
 absl::Status Attach(int tree, const ShareTarget& target, bool directory) {
@@ -222,8 +221,10 @@ absl::Status CheckNested(const std::string& source) {
   if (!info.ok()) return info.status();
   for (const MountInfo& mount : ParseMountInfo(*info)) {
     if (!absl::StartsWith(mount.point, absl::StrCat(source, "/"))) continue;
-    const bool refused = std::find(std::begin(kKernelTypes), std::end(kKernelTypes), mount.type) !=
-                         std::end(kKernelTypes);
+    const bool refused =
+        mount.type == kDevtmpfs ||
+        std::any_of(std::begin(kKernelFilesystems), std::end(kKernelFilesystems),
+                    [&mount](const auto& known) { return mount.type == known.name; });
     if (refused) {
       return absl::FailedPreconditionError(absl::StrCat("it holds ", absl::CHexEscape(mount.point),
                                                         ": the host's ", mount.type,

@@ -62,14 +62,8 @@ StorageStep MountStep(const SandboxStorage& sandbox, const std::string& containe
   return step;
 }
 
-// UNAVAILABLE: its file server has ended.
-absl::StatusOr<SharedPlace> PlaceOf(const SandboxStorage& sandbox) {
-  SharedPlace place;
-  place.directory = sandbox.shared_directory;
-  if (!sandbox.file_server) return place;
-  place.file_server = sandbox.file_server();
-  if (!place.file_server.has_value()) return absl::UnavailableError("there is no file server");
-  return place;
+SharedPlace PlaceOf(const SandboxStorage& sandbox) {
+  return {sandbox.shared_directory, sandbox.file_server ? sandbox.file_server() : std::nullopt};
 }
 
 ShareTarget TargetOf(const SharedPlace& place, const StorageStep& step) {
@@ -178,14 +172,16 @@ Co<void> AddNestedMounts(SandboxStorage* sandbox, SharedPlace place, std::string
 // Its arguments are checked; leaves its steps behind when it fails.
 Co<absl::Status> Build(SandboxStorage* sandbox, std::string container_id, RootfsPlan plan,
                        std::vector<HostBind> binds, agent::v1::PreparedContainer* prepared) {
-  const absl::StatusOr<SharedPlace> place = PlaceOf(*sandbox);
-  if (!place.ok()) co_return place.status();
+  const SharedPlace place = PlaceOf(*sandbox);
+  if (sandbox->file_server && !place.file_server.has_value()) {
+    co_return absl::UnavailableError("there is no file server");
+  }
   absl::Status status;
   if (plan.kind == RootfsPlan::Kind::kDisk) {
     auto attach = AttachDisk(sandbox, container_id, std::move(plan), prepared);
     status = co_await std::move(attach);
   } else {
-    auto share = ShareFiles(sandbox, *place, container_id, std::move(plan));
+    auto share = ShareFiles(sandbox, place, container_id, std::move(plan));
     status = co_await std::move(share);
   }
   MAGNETAR_CO_RETURN_IF_ERROR(status);
@@ -193,11 +189,11 @@ Co<absl::Status> Build(SandboxStorage* sandbox, std::string container_id, Rootfs
   for (const HostBind& bind : binds) {
     if (bind.follow_host) followers.insert(bind.name);
   }
-  auto share = ShareHostPaths(sandbox, *place, container_id, std::move(binds));
+  auto share = ShareHostPaths(sandbox, place, container_id, std::move(binds));
   status = co_await std::move(share);
   MAGNETAR_CO_RETURN_IF_ERROR(status);
   auto nested =
-      AddNestedMounts(sandbox, *place, std::move(container_id), std::move(followers), prepared);
+      AddNestedMounts(sandbox, place, std::move(container_id), std::move(followers), prepared);
   co_await std::move(nested);
   co_return absl::OkStatus();
 }
@@ -226,12 +222,10 @@ Co<absl::Status> ReleaseSteps(SandboxStorage* sandbox, std::string container_id)
     return step.container_id != container_id;
   });
   std::reverse(steps.begin(), steps.end());
-  absl::StatusOr<SharedPlace> place = PlaceOf(*sandbox);
-  // Its mounts have ended with it.
-  if (!place.ok()) place = SharedPlace{sandbox->shared_directory, std::nullopt};
+  const SharedPlace place = PlaceOf(*sandbox);
   absl::Status first_error;
   for (const StorageStep& step : steps) {
-    auto undo = UndoStep(sandbox, *place, step);
+    auto undo = UndoStep(sandbox, place, step);
     absl::Status status = co_await std::move(undo);
     if (status.ok()) status = Annotate(sandbox->journal_remove(step), "journal");
     first_error.Update(status);

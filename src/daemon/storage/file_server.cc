@@ -7,6 +7,7 @@
 
 #include <cerrno>
 
+#include "absl/strings/str_cat.h"
 #include "magnetar/status.h"
 
 namespace magnetar::daemon {

@@ -2,14 +2,9 @@
 
 #include <optional>
 #include <string>
-#include <system_error>
-#include <thread>
-#include <type_traits>
-#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/strings/str_cat.h"
 #include "magnetar/child_process.h"
 #include "magnetar/unique_fd.h"
 
@@ -28,26 +23,6 @@ absl::Status EnterMountNamespaceOnThread(int mount_namespace);
 
 // Makes the calling thread one in a copy of its mount namespace that goes with it.
 absl::Status LeaveMountNamespaceOnThread();
-
-// Runs `f`, which returns a Status or a StatusOr, on a thread of its own after `enter`.
-template <typename Enter, typename F>
-std::invoke_result_t<F> RunOnThread(Enter enter, F f) {
-  using Result = std::invoke_result_t<F>;
-  Result result = absl::InternalError("the thread did not run");
-  try {
-    std::thread([&] {
-      absl::Status entered = enter();
-      if (entered.ok()) {
-        result = f();
-      } else {
-        result = std::move(entered);
-      }
-    }).join();
-  } catch (const std::system_error& error) {
-    return absl::ResourceExhaustedError(absl::StrCat("start a thread: ", error.what()));
-  }
-  return result;
-}
 
 // The directory that a sandbox's file server exports, and where mounts are made in it: in the
 // namespace of the file server, or, with none, here.

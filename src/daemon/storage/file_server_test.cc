@@ -9,6 +9,7 @@
 #include <csignal>
 #include <cstring>
 
+#include "magnetar/own_thread.h"
 #include "src/daemon/storage/testing/storage_fixture.h"
 
 namespace magnetar::daemon {
@@ -116,8 +117,8 @@ TEST_F(FileServerTest, ANamespaceThatOutlivesItsFileServerHoldsNothing) {
   ASSERT_TRUE(storage_->UnmountAll(sandbox_.shared_directory).ok());
   const UniqueFd proc(::open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC));
   const absl::StatusOr<std::string> info =
-      RunOnThread([&] { return EnterMountNamespaceOnThread(held->get()); },
-                  [&] { return ReadFileAt(proc.get(), "thread-self/mountinfo"); });
+      RunOnOwnThread([&] { return EnterMountNamespaceOnThread(held->get()); },
+                     [&] { return ReadFileAt(proc.get(), "thread-self/mountinfo"); });
   ASSERT_TRUE(info.ok()) << info.status();
   EXPECT_THAT(MountPoints(*info), ElementsAre("/"));
 }

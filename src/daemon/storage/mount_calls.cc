@@ -12,6 +12,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "magnetar/mounts.h"
+#include "magnetar/own_thread.h"
 #include "magnetar/status.h"
 #include "src/daemon/storage/file_server.h"
 
@@ -95,7 +96,7 @@ absl::StatusOr<UniqueFd> MakeOverlay(const std::vector<std::string>& options,
   if (!arguments.ok()) return arguments.status();
   // In a namespace that goes with the thread: fsmount(2) would need no such detour, but its options
   // hold at most 255 bytes.
-  return RunOnThread(LeaveMountNamespaceOnThread, [&]() -> absl::StatusOr<UniqueFd> {
+  return RunOnOwnThread(LeaveMountNamespaceOnThread, [&]() -> absl::StatusOr<UniqueFd> {
     const std::string& directory = arguments->directory;
     if (!directory.empty() && ::chdir(directory.c_str()) != 0) {
       return ErrnoStatus(errno, absl::StrCat("chdir ", directory));
