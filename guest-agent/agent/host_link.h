@@ -22,7 +22,8 @@ class HostLink {
   // after a while if it is silent. It is remembered and sent again until a daemon has done it,
   // or is asked to prepare a container of that id again.
   virtual Co<void> Release(std::string container_id) = 0;
-  // Sent when a daemon is there; the oldest are dropped if too many wait.
+  // Told in order, once or, if a daemon ends meanwhile, more than once; the oldest are dropped if
+  // too many wait.
   virtual void Publish(agent::v1::GuestEvent event) = 0;
 };
 

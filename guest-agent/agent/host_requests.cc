@@ -136,12 +136,13 @@ Co<void> HostRequests::Release(std::string container_id) {
 }
 
 void HostRequests::Publish(agent::v1::GuestEvent event) {
-  if (events_.size() >= kMaxEvents) events_.pop_front();
+  if (events_.size() >= kMaxEvents) {
+    waiting_.erase(*events_.begin());
+    events_.erase(events_.begin());
+  }
   agent::v1::HostRequest request;
-  request.set_id(next_id_++);
   *request.mutable_event() = std::move(event);
-  events_.push_back(std::move(request));
-  changed_.Notify();
+  events_.insert(Enqueue(std::move(request))->request.id());
 }
 
 absl::Status HostRequests::HandleAnswer(const std::string& message) {
@@ -154,6 +155,7 @@ absl::Status HostRequests::HandleAnswer(const std::string& message) {
   if (it == waiting_.end()) return absl::OkStatus();
   const std::shared_ptr<Waiting> waiting = it->second;
   waiting_.erase(it);
+  events_.erase(response.id());
   waiting->response = std::move(response);
   if (waiting->request.has_release() && waiting->response.code() != 0 && waiting->retry) {
     refused_[waiting->request.id()] = waiting;
@@ -196,25 +198,14 @@ Co<absl::Status> HostRequests::Serve(std::shared_ptr<ttrpc::Stream> stream) {
   asio::co_spawn(executor_, ReceiveAnswers(this, connection), asio::detached);
   absl::Status status;
   while (status.ok() && !connection->over) {
-    std::string next;
-    uint64_t event = 0;
     const auto waiting = waiting_.upper_bound(connection->sent);
-    if (waiting != waiting_.end()) {
-      connection->sent = waiting->first;
-      next = waiting->second->request.SerializeAsString();
-    } else if (!events_.empty()) {
-      next = events_.front().SerializeAsString();
-      event = events_.front().id();
-    } else {
+    if (waiting == waiting_.end()) {
       co_await changed_.Wait();
       continue;
     }
-    auto send = connection->stream->Send(std::move(next));
+    connection->sent = waiting->first;
+    auto send = connection->stream->Send(waiting->second->request.SerializeAsString());
     status = co_await std::move(send);
-    // An event that could not be sent is the next daemon's. Meanwhile it may have been dropped.
-    if (status.ok() && event != 0 && !events_.empty() && events_.front().id() == event) {
-      events_.pop_front();
-    }
   }
   connection->over = true;
   if (status.ok()) status = connection->reason;

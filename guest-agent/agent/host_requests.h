@@ -3,9 +3,9 @@
 #include <boost/asio/any_io_executor.hpp>
 #include <chrono>
 #include <cstdint>
-#include <deque>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -31,8 +31,8 @@ struct HostRequestTimes {
 // unanswered is sent again, in order, to the next. One thread.
 class HostRequests : public HostLink {
  public:
-  // Releases and events that wait for a daemon; the oldest event is dropped first.
-  static constexpr size_t kMaxEvents = 64;
+  // Events that no daemon has answered yet; the oldest is dropped first.
+  static constexpr size_t kMaxEvents = 1024;
 
   explicit HostRequests(const asio::any_io_executor& executor, HostRequestTimes times = {});
 
@@ -68,7 +68,8 @@ class HostRequests : public HostLink {
   std::map<uint64_t, std::shared_ptr<Waiting>> waiting_;
   // Releases that a daemon could not do, by their old ids.
   std::map<uint64_t, std::shared_ptr<Waiting>> refused_;
-  std::deque<agent::v1::HostRequest> events_;
+  // Ids of the events among them.
+  std::set<uint64_t> events_;
   std::shared_ptr<Connection> connection_;
 };
 

@@ -265,6 +265,28 @@ TEST_F(HostRequestsTest, AnEventThatCouldNotBeSentIsTheNextDaemons) {
   EXPECT_EQ(Next(Connect()).event().container_id(), "c");
 }
 
+TEST_F(HostRequestsTest, AnEventIsToldUntilItIsAnswered) {
+  agent::v1::GuestEvent event;
+  event.set_kind(agent::v1::GuestEvent::EXITED);
+  event.set_container_id("c");
+  host_.Publish(event);
+  event.set_kind(agent::v1::GuestEvent::DELETED);
+  host_.Publish(event);
+  const Stream first = Connect();
+  const agent::v1::HostRequest exited = Next(first);
+  EXPECT_EQ(exited.event().kind(), agent::v1::GuestEvent::EXITED);
+  EXPECT_EQ(Next(first).event().kind(), agent::v1::GuestEvent::DELETED);
+  // One that could not be published is not told again.
+  Answer(first, exited.id(), 14);
+  loop_.Until([this] { return host_.waiting() == 1; });
+  wires_[0]->client->Close();
+  const Stream second = Connect();
+  const agent::v1::HostRequest again = Next(second);
+  EXPECT_EQ(again.event().kind(), agent::v1::GuestEvent::DELETED);
+  Answer(second, again.id(), 0);
+  loop_.Until([this] { return host_.waiting() == 0; });
+}
+
 TEST_F(HostRequestsTest, EndsTheStreamOfADaemonThatTalksNonsense) {
   const Stream daemon = Connect();
   ASSERT_TRUE(loop_.Run(daemon->Send("\xff\xff\xff")).ok());

@@ -95,6 +95,8 @@ struct Container {
   std::string cgroup;
   // False while Create is under way, and after a Create that failed and could not be undone.
   bool created = false;
+  // The runtime is at work on its start.
+  bool starting = false;
   // Deleted while Create was under way, which undoes it.
   bool doomed = false;
   // Create has succeeded, or failed and undone what it could.
@@ -111,7 +113,7 @@ struct Container {
   std::map<std::string, std::shared_ptr<Process>> execs;
   // Execs between their Start and their end.
   int running_execs = 0;
-  // Told when running_execs falls.
+  // Told when running_execs falls, or a start is over.
   Notifier changed;
 };
 

@@ -52,6 +52,7 @@ TaskManager::Result<TaskManager::Empty> TaskManager::Pause(v3::PauseRequest requ
   env_.cgroup_events->Remove(*watch);
   if (!status.ok()) co_return status;
   container->paused = true;
+  Tell(agent::v1::GuestEvent::PAUSED, *container);
   co_return Empty();
 }
 
@@ -66,6 +67,7 @@ TaskManager::Result<TaskManager::Empty> TaskManager::Resume(v3::ResumeRequest re
   }
   MAGNETAR_CO_RETURN_IF_ERROR(SetCgroupFrozen(container->cgroup, false));
   container->paused = false;
+  Tell(agent::v1::GuestEvent::RESUMED, *container);
   co_return Empty();
 }
 
@@ -182,9 +184,22 @@ void TaskManager::CheckOom(Container& container) {
   if (kills <= container.oom_kills) return;
   container.oom_kills = kills;
   Log(LogLevel::kInfo, "out of memory container=", container.id);
+  Tell(agent::v1::GuestEvent::OOM, container);
+}
+
+void TaskManager::Tell(agent::v1::GuestEvent::Kind kind, const Container& container,
+                       const Process* exec) {
+  // What containerd was not told to be there neither ends nor goes.
+  if (!container.created) return;
   agent::v1::GuestEvent event;
-  event.set_kind(agent::v1::GuestEvent::OOM);
+  event.set_kind(kind);
   event.set_container_id(container.id);
+  if (exec != nullptr) event.set_exec_id(exec->exec_id);
+  if (kind == agent::v1::GuestEvent::EXITED || kind == agent::v1::GuestEvent::DELETED) {
+    const Exit& exit = exec != nullptr ? exec->exit : container.init->exit;
+    event.set_exit_status(exit.status);
+    event.set_exited_at_ns(exit.at_ns);
+  }
   env_.host->Publish(std::move(event));
 }
 

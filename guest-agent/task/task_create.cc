@@ -81,6 +81,9 @@ TaskManager::Result<v3::CreateTaskResponse> TaskManager::Create(
   if (status.ok()) status = CheckWanted(*container, deadline);
   if (status.ok()) {
     container->created = true;
+    Tell(agent::v1::GuestEvent::CREATED, *container);
+    // It may have been killed already.
+    if (container->init->exited.IsSet()) Tell(agent::v1::GuestEvent::EXITED, *container);
     container->create_ended.Set();
     v3::CreateTaskResponse response;
     response.set_pid(pid);
@@ -183,7 +186,9 @@ Co<absl::Status> TaskManager::Dismantle(ContainerPtr container) {
     const absl::Status stopped = co_await std::move(stop);
     if (!stopped.ok()) co_return stopped;
   }
+  const bool untold = container->init->pid != 0 && !container->init->exited.IsSet();
   EndUntold(*container->init);
+  if (untold) Tell(agent::v1::GuestEvent::EXITED, *container);
   if (container->init->io != nullptr) container->init->io->Forget();
   if (!container->prepared) co_return absl::OkStatus();
   auto clear = [mounts = env_.mounts, id = container->id,
@@ -195,6 +200,8 @@ Co<absl::Status> TaskManager::Dismantle(ContainerPtr container) {
   const absl::Status cleared = co_await std::move(blocking);
   // The host takes away what the guest still uses as soon as it is told to release it.
   if (!cleared.ok()) co_return cleared;
+  // Of a container that is released the host believes nothing any more.
+  Tell(agent::v1::GuestEvent::DELETED, *container);
   auto release = env_.host->Release(container->id);
   co_await std::move(release);
   container->prepared = false;

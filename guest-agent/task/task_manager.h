@@ -147,6 +147,9 @@ class TaskManager {
   static void EndUntold(Process& process);
   void ExecLeft(const ContainerPtr& container, const ProcessPtr& process);
   void DropLostExec(const ContainerPtr& container, const ProcessPtr& process);
+  // Tells containerd, through the host: of the container, or of an exec in it.
+  void Tell(agent::v1::GuestEvent::Kind kind, const Container& container,
+            const Process* exec = nullptr);
   void WatchForOom(const ContainerPtr& container);
   // Tells the host of kills that it does not know of.
   void CheckOom(Container& container);

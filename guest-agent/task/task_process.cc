@@ -85,8 +85,12 @@ TaskManager::Result<v3::StartResponse> TaskManager::Start(v3::StartRequest reque
 }
 
 Co<absl::Status> TaskManager::StartInit(ContainerPtr container) {
+  container->starting = true;
   auto start = env_.runtime->Start(container->id);
   absl::Status status = co_await std::move(start);
+  if (status.ok()) Tell(agent::v1::GuestEvent::STARTED, *container);
+  container->starting = false;
+  container->changed.Notify();
   if (!status.ok()) {
     // What waits for its start will never run; its end completes every Wait.
     const absl::Status killed = KillCgroup(container->cgroup);
@@ -121,6 +125,7 @@ Co<absl::Status> TaskManager::StartExec(ContainerPtr container, ProcessPtr proce
       process->pid = *pid;
       process->state = Process::State::kRunning;
       status = process->io->Connect();
+      Tell(agent::v1::GuestEvent::EXEC_STARTED, *container, process.get());
       WatchExec(container, process, *pid);
       // Without its terminal it is of no use, and in a pid namespace that it shares it may have
       // come after the kill of a container that has ended. Its end is reaped like any other.
@@ -166,7 +171,7 @@ Co<void> TaskManager::InitEnded(TaskManager* self, ContainerPtr container, Exit 
   const absl::Status killed = KillCgroup(container->cgroup);
   if (!killed.ok()) Log(LogLevel::kError, "kill failed container=", container->id);
   // The container's end is the last one to be told.
-  while (container->running_execs > 0) co_await container->changed.Wait();
+  while (container->running_execs > 0 || container->starting) co_await container->changed.Wait();
   Process& init = *container->init;
   init.ended = Clock::now();
   init.exit = exit;
@@ -176,7 +181,8 @@ Co<void> TaskManager::InitEnded(TaskManager* self, ContainerPtr container, Exit 
   co_await std::move(delivered);
   // Whoever waits for the end looks for its reason next.
   self->CheckOom(*container);
-  self->ProcessEnded(*container->init, exit);
+  if (!init.exited.IsSet()) self->Tell(agent::v1::GuestEvent::EXITED, *container);
+  self->ProcessEnded(init, exit);
   Log(LogLevel::kDebug, "container ended container=", container->id, " status=", exit.status);
 }
 
@@ -185,6 +191,7 @@ void TaskManager::WatchExec(ContainerPtr container, ProcessPtr process, pid_t pi
     process->reaped = true;
     process->ended = Clock::now();
     ProcessEnded(*process, exit);
+    Tell(agent::v1::GuestEvent::EXITED, *container, process.get());
     ExecLeft(container, process);
   });
 }
@@ -253,6 +260,7 @@ TaskManager::Result<TaskManager::Empty> TaskManager::Exec(v3::ExecProcessRequest
   if (!io.ok()) co_return io.status();
   process->io = *std::move(io);
   (*container)->execs[process->exec_id] = process;
+  Tell(agent::v1::GuestEvent::EXEC_ADDED, **container, process.get());
   co_return Empty();
 }
 

@@ -345,8 +345,51 @@ TEST_F(TaskTest, TellsOfMemoryKills) {
   cgroup_.Write("pod/c/memory.events", "oom 1\noom_kill 1\n");
   ASSERT_EQ(Start(), absl::OkStatus());
   ASSERT_TRUE(Wait().ok());
-  ASSERT_EQ(host_.events.size(), 1U);
-  EXPECT_EQ(host_.events[0].container_id(), "c");
+  const std::string told = Told();
+  EXPECT_THAT(told, ::testing::ContainsRegex("OOM c, .*EXITED c 3$"));
+  EXPECT_EQ(told.find("OOM"), told.rfind("OOM"));
+}
+
+TEST_F(TaskTest, TellsOfEachStep) {
+  runtime_.commands["c"] = "sleep 100";
+  ASSERT_EQ(Create(), absl::OkStatus());
+  ASSERT_EQ(Start(), absl::OkStatus());
+  v3::PauseRequest pause;
+  pause.set_id("c");
+  ASSERT_TRUE(loop_.Run(tasks_.Pause(pause)).ok());
+  v3::ResumeRequest resume;
+  resume.set_id("c");
+  ASSERT_TRUE(loop_.Run(tasks_.Resume(resume)).ok());
+  EXPECT_EQ(Told(), "CREATED c, STARTED c, PAUSED c, RESUMED c");
+  ASSERT_EQ(Kill(SIGKILL), absl::OkStatus());
+  ASSERT_TRUE(Wait().ok());
+  ASSERT_TRUE(Delete().ok());
+  EXPECT_EQ(Told(), "EXITED c 137, DELETED c 137");
+}
+
+TEST_F(TaskTest, TellsOfExecs) {
+  runtime_.commands["c"] = "sleep 100";
+  runtime_.exec_command = "exit 3";
+  ASSERT_EQ(Create(), absl::OkStatus());
+  ASSERT_EQ(Start(), absl::OkStatus());
+  EXPECT_EQ(Told(), "CREATED c, STARTED c");
+  ASSERT_EQ(Exec("e"), absl::OkStatus());
+  ASSERT_EQ(Start("e"), absl::OkStatus());
+  ASSERT_TRUE(Wait("e").ok());
+  EXPECT_EQ(Told(), "EXEC_ADDED c/e, EXEC_STARTED c/e, EXITED c/e 3");
+}
+
+TEST_F(TaskTest, TellsOfNothingThatWasNotCreated) {
+  runtime_.create_status = absl::InternalError("no");
+  EXPECT_FALSE(Create().ok());
+  EXPECT_EQ(Told(), "");
+}
+
+TEST_F(TaskTest, TellsOfTheEndOfWhatNeverStarted) {
+  ASSERT_EQ(Create(), absl::OkStatus());
+  ASSERT_EQ(Kill(SIGKILL), absl::OkStatus());
+  ASSERT_TRUE(Delete().ok());
+  EXPECT_EQ(Told(), "CREATED c, EXITED c 137, DELETED c 137");
 }
 
 }  // namespace

@@ -8,8 +8,10 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "guest-agent/task/task_connection.h"
 #include "guest-agent/task/task_manager.h"
 #include "guest-agent/testing/fakes.h"
@@ -144,6 +146,19 @@ class TaskTest : public ::testing::Test {
     request.set_exec_id(exec);
     request.set_signal(signal);
     return loop_.Run(tasks_.Kill(request)).status();
+  }
+
+  // The events since the last call: "EXITED c/exec 3, ...".
+  std::string Told() {
+    std::vector<std::string> out;
+    for (const agent::v1::GuestEvent& event : std::exchange(host_.events, {})) {
+      std::string line =
+          absl::StrCat(agent::v1::GuestEvent::Kind_Name(event.kind()), " ", event.container_id());
+      if (!event.exec_id().empty()) absl::StrAppend(&line, "/", event.exec_id());
+      if (event.exited_at_ns() != 0) absl::StrAppend(&line, " ", event.exit_status());
+      out.push_back(std::move(line));
+    }
+    return absl::StrJoin(out, ", ");
   }
 
   Loop loop_;

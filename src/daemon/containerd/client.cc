@@ -72,9 +72,11 @@ class Completion {
 
 template <typename Request, typename Response>
 Co<absl::StatusOr<Response>> Invoke(std::shared_ptr<grpc::Channel> channel, std::string method,
-                                    std::string ns, Request request) {
+                                    std::string ns, Request request,
+                                    bool wait_for_containerd = false) {
   auto call = std::make_shared<Call<Request, Response>>(channel, std::move(request));
   call->context.AddMetadata("containerd-namespace", ns);
+  call->context.set_wait_for_ready(wait_for_containerd);
   call->context.set_deadline(std::chrono::system_clock::now() + kDeadline);
 
   auto start = [call, &method](auto handler) {
@@ -192,7 +194,8 @@ class GrpcContainerdClient : public ContainerdClient {
     envelope->mutable_event()->set_value(std::move(event));
     auto call = Invoke<events::ForwardRequest, magnetar::wire::Empty>(
         channel_, "/containerd.services.events.v1.Events/Forward", std::move(ns),
-        std::move(request));
+        std::move(request),
+        /*wait_for_containerd=*/true);
     auto response = co_await std::move(call);
     co_return response.status();
   }

@@ -272,6 +272,18 @@ TEST_F(ContainerdClientTest, UnavailableAndBackAgain) {
   EXPECT_TRUE(ids.ok()) << ids.status();
 }
 
+TEST_F(ContainerdClientTest, AnEventWaitsForContainerd) {
+  const auto client = ContainerdClient::Create(socket_);
+  EXPECT_TRUE(absl::IsUnavailable(Run(client->ListSandboxes("k8s.io")).status()));
+  auto publish = std::async(std::launch::async, [&] {
+    return Run(client->PublishEvent("k8s.io", "/tasks/oom", "containerd.events.TaskOOM", ""));
+  });
+  service_.Set("/containerd.services.events.v1.Events/Forward", {});
+  StartServer();
+  const absl::Status status = publish.get();
+  EXPECT_TRUE(status.ok()) << status;
+}
+
 TEST_F(ContainerdClientTest, CancelledCallEndsAtOnce) {
   StartServer();
   service_.Set("/containerd.services.sandbox.v1.Store/List", {.hang = true});

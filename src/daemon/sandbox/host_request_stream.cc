@@ -73,21 +73,15 @@ bool IsExcessive(const agent::v1::HostRequest& request) {
 
 void Begin(const std::shared_ptr<Serving>& self, agent::v1::HostRequest request) {
   const uint64_t id = request.id();
-  const bool wants_answer = request.request_case() != agent::v1::HostRequest::kEvent;
   ++self->in_flight;
-  auto done = [self, id, wants_answer](const std::exception_ptr& error,
-                                       agent::v1::HostResponse response) {
+  auto done = [self, id](const std::exception_ptr& error, agent::v1::HostResponse response) {
     if (error != nullptr) {
       response.Clear();
       response.set_code(static_cast<int32_t>(absl::StatusCode::kInternal));
       response.set_message("exception");
     }
-    if (wants_answer) {
-      response.set_id(id);
-      self->answers.push_back(std::move(response));
-    } else {
-      --self->in_flight;
-    }
+    response.set_id(id);
+    self->answers.push_back(std::move(response));
     self->changed.NotifyAll();
   };
   asio::co_spawn(self->executor, self->handler(std::move(request)),

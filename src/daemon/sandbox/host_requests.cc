@@ -9,13 +9,13 @@
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
-#include "containerd/events.pb.h"
 #include "cri/runtime.pb.h"
 #include "magnetar/failpoint.h"
 #include "magnetar/ids.h"
 #include "magnetar/status.h"
 #include "src/daemon/config/log.h"
 #include "src/daemon/sandbox/async.h"
+#include "src/daemon/sandbox/task_event.h"
 #include "src/daemon/storage/cri_metadata.h"
 #include "src/daemon/storage/file_server.h"
 #include "src/daemon/storage/rootfs_source.h"
@@ -32,6 +32,9 @@ constexpr char kGuestShm[] = "/run/magnetar/pod/shm";
 // guest that asks without end costs its host little.
 constexpr double kRequestsPerSecond = 20;
 constexpr double kRequestsAtOnce = 256;
+// Three for each exec, and a probe may come every second for each container.
+constexpr double kEventsPerSecond = 200;
+constexpr double kEventsAtOnce = 2000;
 constexpr double kLinesPerSecond = 1;
 constexpr double kLinesAtOnce = 20;
 // Operations of one sandbox side by side: a host path that hangs for ever keeps a thread of the
@@ -77,6 +80,7 @@ HostRequests::HostRequests(const Environment* environment, std::shared_ptr<Recor
       strand_(strand),
       changed_(strand),
       pace_(kRequestsPerSecond, kRequestsAtOnce),
+      event_pace_(kEventsPerSecond, kEventsAtOnce),
       log_pace_(kLinesPerSecond, kLinesAtOnce) {
   const Record now = record_->Get();
   storage_.sandbox_id = now.id;
@@ -98,6 +102,7 @@ HostRequests::HostRequests(const Environment* environment, std::shared_ptr<Recor
     });
   };
   storage_.journal_steps = [record = record_] { return FromRecord(record->Get()); };
+  for (const ContainerStep& step : now.container_steps) told_of_.insert(step.container_id);
 }
 
 void HostRequests::SetVm(std::shared_ptr<vmm::Vm> vm) {
@@ -164,12 +169,16 @@ Co<agent::v1::HostResponse> HostRequests::Handle(agent::v1::HostRequest request)
   auto self = shared_from_this();
   agent::v1::HostResponse response;
   absl::Status status;
-  const std::chrono::nanoseconds pause = pace_.Take(std::chrono::steady_clock::now());
-  if (pause.count() > 0) {
-    auto wait = WaitFor(
-        changed_, [this] { return refusing_; }, pause);
-    co_await std::move(wait);
+  if (request.has_event()) {
+    auto call = Publish(std::move(*request.mutable_event()));
+    status = co_await std::move(call);
+    response.set_code(static_cast<int32_t>(status.code()));
+    response.set_message(std::string(status.message()));
+    co_return response;
   }
+  const std::chrono::nanoseconds pause = pace_.Take(std::chrono::steady_clock::now());
+  auto paced = Pace(pause);
+  co_await std::move(paced);
   if (refusing_) {
     status = absl::UnavailableError("the sandbox is being stopped");
   } else if (request.has_prepare()) {
@@ -182,9 +191,6 @@ Co<agent::v1::HostResponse> HostRequests::Handle(agent::v1::HostRequest request)
     auto call = Release(std::move(id), /*again=*/false);
     status = co_await std::move(call);
     if (status.ok()) response.mutable_released();
-  } else if (request.has_event()) {
-    auto call = Publish(std::move(*request.mutable_event()));
-    co_await std::move(call);
   } else {
     status = absl::UnimplementedError("this daemon does not know the request");
   }
@@ -214,6 +220,7 @@ Co<absl::StatusOr<agent::v1::PreparedContainer>> HostRequests::Prepare(
   }
   if (result.ok()) {
     unreleased_.erase(id);
+    told_of_.insert(id);
     co_return result;
   }
   if (HasSteps(id)) unreleased_.insert(id);
@@ -310,20 +317,41 @@ Co<void> HostRequests::Retry() {
   }
 }
 
-Co<void> HostRequests::Publish(agent::v1::GuestEvent event) {
-  if (event.kind() != agent::v1::GuestEvent::OOM) co_return;
-  // Only of a container that this sandbox holds: the guest names it.
+Co<void> HostRequests::Pace(std::chrono::nanoseconds pause) {
+  if (pause.count() <= 0) co_return;
+  auto wait = WaitFor(
+      changed_, [this] { return refusing_; }, pause);
+  co_await std::move(wait);
+}
+
+Co<absl::Status> HostRequests::Publish(agent::v1::GuestEvent event) {
   const Record now = record_->Get();
-  const bool known =
-      std::any_of(now.container_steps.begin(), now.container_steps.end(),
-                  [&](const ContainerStep& s) { return s.container_id == event.container_id(); });
-  if (!known) co_return;
-  containerd::events::TaskOOM oom;
-  oom.set_container_id(event.container_id());
-  auto publish = env_->containerd->PublishEvent(
-      now.containerd_namespace, "/tasks/oom", "containerd.events.TaskOOM", oom.SerializeAsString());
-  const absl::Status status = co_await std::move(publish);
-  if (!status.ok()) Warn("event /tasks/oom not published", event.container_id(), status);
+  if (told_of_.count(event.container_id()) == 0) {
+    co_return absl::NotFoundError("an event of a container that this sandbox has not");
+  }
+  if (event.kind() == agent::v1::GuestEvent::DELETED) told_of_.erase(event.container_id());
+  const uint64_t turn = next_event_++;
+  const absl::Cleanup next = [this] {
+    ++publishing_;
+    changed_.NotifyAll();
+  };
+  auto paced = Pace(event_pace_.Take(std::chrono::steady_clock::now()));
+  co_await std::move(paced);
+  while (publishing_ < turn) {
+    auto wait = changed_.Wait();
+    co_await std::move(wait);
+  }
+  absl::StatusOr<TaskEvent> task_event = ToTaskEvent(event, now.vmm_pid, env_->clock->RealtimeNs());
+  absl::Status status = task_event.status();
+  if (status.ok()) {
+    const std::string topic = task_event->topic;
+    auto publish = env_->containerd->PublishEvent(now.containerd_namespace, topic,
+                                                  task_event->type_url, task_event->body);
+    status = co_await std::move(publish);
+    status = Annotate(status, topic);
+  }
+  if (!status.ok()) Warn("event not published", event.container_id(), status);
+  co_return status;
 }
 
 Co<void> HostRequests::Reconcile(std::set<std::string> held) {

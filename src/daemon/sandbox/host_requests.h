@@ -74,7 +74,10 @@ class HostRequests : public std::enable_shared_from_this<HostRequests> {
   Co<absl::Status> Release(std::string container_id, bool again);
   Co<absl::Status> ReleaseLocked(std::string container_id);
   Co<void> Retry();
-  Co<void> Publish(agent::v1::GuestEvent event);
+  // Returns early when the sandbox is being stopped.
+  Co<void> Pace(std::chrono::nanoseconds pause);
+  // In the order of the calls. An error says why nobody hears of it.
+  Co<absl::Status> Publish(agent::v1::GuestEvent event);
   Co<absl::StatusOr<KeyGuard>> Enter(std::string container_id);
   void Leave(const std::string& container_id);
   Co<absl::Status> AwaitVm();
@@ -91,11 +94,18 @@ class HostRequests : public std::enable_shared_from_this<HostRequests> {
   bool vm_lost_ = false;
   Event changed_;
   std::set<std::string> busy_;
+  // Containers of which the guest may tell: prepared once and not told to be deleted. What is
+  // journalled says less: what a guest no longer holds may be released before its end is told.
+  std::set<std::string> told_of_;
   // Containers that nobody holds and whose release has failed.
   std::set<std::string> unreleased_;
   bool retrying_ = false;
   bool refusing_ = false;
   TokenBucket pace_;
+  TokenBucket event_pace_;
+  // Events are published one after the other.
+  uint64_t next_event_ = 0;
+  uint64_t publishing_ = 0;
   TokenBucket log_pace_;
   uint64_t unlogged_ = 0;
 };

@@ -99,6 +99,40 @@ TEST_F(HostRequestsTest, PublishesOomOfItsOwnContainersOnly) {
   EXPECT_EQ(world_.containerd.events[0].ns, "k8s.io");
 }
 
+TEST_F(HostRequestsTest, PublishesInOrderWhateverFollows) {
+  ASSERT_EQ(Prepare("c1").code(), 0);
+  std::vector<std::future<agent::v1::HostResponse>> answers;
+  const auto begin = [&](const agent::v1::HostRequest& request) {
+    answers.push_back(
+        asio::co_spawn(*world_.env().io, requests_->Handle(request), asio::use_future));
+  };
+  agent::v1::HostRequest request;
+  request.mutable_event()->set_container_id("c1");
+  for (const auto kind : {agent::v1::GuestEvent::STARTED, agent::v1::GuestEvent::EXITED,
+                          agent::v1::GuestEvent::DELETED}) {
+    request.mutable_event()->set_kind(kind);
+    begin(request);
+  }
+  agent::v1::HostRequest release;
+  release.mutable_release()->set_container_id("c1");
+  begin(release);
+  for (auto& answer : answers) EXPECT_EQ(answer.get().code(), 0);
+  std::vector<std::string> topics;
+  for (const auto& event : world_.containerd.events) topics.push_back(event.topic);
+  EXPECT_THAT(topics, testing::ElementsAre("/tasks/start", "/tasks/exit", "/tasks/delete"));
+}
+
+TEST_F(HostRequestsTest, AnEventThatNobodyHearsOfIsAnError) {
+  ASSERT_EQ(Prepare("c1").code(), 0);
+  world_.containerd.failure = absl::UnavailableError("away");
+  agent::v1::HostRequest request;
+  request.mutable_event()->set_container_id("c1");
+  request.mutable_event()->set_kind(agent::v1::GuestEvent::STARTED);
+  const auto answer = world_.Await(requests_->Handle(request));
+  EXPECT_EQ(answer.code(), static_cast<int>(absl::StatusCode::kUnavailable));
+  EXPECT_EQ(answer.message(), "/tasks/start: away");
+}
+
 TEST_F(HostRequestsTest, RefusesOnceTheSandboxIsStopped) {
   requests_->Refuse();
   EXPECT_EQ(Prepare("c1").code(), static_cast<int>(absl::StatusCode::kUnavailable));

@@ -1,0 +1,103 @@
+"""What `ctr events`, and with it Docker, hears of the containers in VMs."""
+
+import contextlib
+import json
+import re
+import signal
+import subprocess
+
+import pytest
+
+from harness import settings
+from stack.services import wait_until
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
+
+LINE = re.compile(r"^.* (?P<topic>/tasks/[a-z-]+) (?P<body>\{.*\})$")
+
+
+def ctr(stack, *arguments):
+    return [str(settings.tool("containerd-2.1") / "ctr"), "--address", str(stack.containerd.socket), "--namespace", "k8s.io", *arguments]
+
+
+class Listener:
+    """The events of tasks from now on."""
+
+    def __init__(self, stack, log):
+        self.log = log
+        with open(log, "w") as out:
+            self.process = subprocess.Popen(ctr(stack, "events"), stdout=out, stderr=subprocess.STDOUT)
+        # It says nothing until there is something: an event of its own tells that it listens.
+        def listening():
+            subprocess.run(ctr(stack, "namespaces", "label", "k8s.io", "e2e=listens"), check=True)
+            return "/namespaces/update" in log.read_text()
+
+        wait_until(listening, 30, "ctr events hears nothing", interval=0.1)
+
+    def all(self, container_id):
+        """(topic, body) of what is told of one container."""
+        found = []
+        for line in self.log.read_text().splitlines():
+            match = LINE.match(line)
+            if match and json.loads(match["body"]).get("container_id") == container_id:
+                found.append((match["topic"].removeprefix("/tasks/"), json.loads(match["body"])))
+        return found
+
+    def wait(self, container_id, topic):
+        """All of the container's once there is one of this topic."""
+        return wait_until(lambda: (lambda e: e if any(t == topic for t, _ in e) else None)(self.all(container_id)), 30,
+                          f"no {topic} of {container_id[:13]} in {self.log.read_text()}", interval=0.1)
+
+
+@contextlib.contextmanager
+def listen(stack, tmp_path):
+    listener = Listener(stack, tmp_path / "events")
+    try:
+        yield listener
+    finally:
+        listener.process.kill()
+        listener.process.wait()
+
+
+def test_life_of_a_container(stack, pod, tmp_path):
+    with listen(stack, tmp_path) as events:
+        container = pod.run("/bin/sleep", "infinity")
+        assert container.exec("sh", "-c", "exit 3", check=False).returncode == 3
+        exited = [body for topic, body in events.wait(container.id, "exit") if topic == "exit"]
+        exec_id = exited[0]["id"]
+        assert exec_id != container.id and exited[0]["exit_status"] == 3
+        subprocess.run(ctr(stack, "tasks", "pause", container.id), check=True)
+        subprocess.run(ctr(stack, "tasks", "resume", container.id), check=True)
+        container.stop(0)
+        container.remove()
+        told = events.wait(container.id, "delete")
+    assert [topic for topic, _ in told] == ["create", "start", "exec-added", "exec-started", "exit", "paused", "resumed", "exit", "delete"]
+    bodies = [body for _, body in told]
+    # The one pid that containerd knows of, and that is the host's.
+    assert {body["pid"] for body in bodies if "pid" in body} == {pod.vmm()}
+    assert [body.get("exec_id") for body in bodies[2:4]] == [exec_id, exec_id]
+    assert (bodies[7]["id"], bodies[7]["exit_status"], bodies[8]["exit_status"]) == (container.id, 137, 137)
+    assert bodies[7]["exited_at"] == bodies[8]["exited_at"]
+
+
+def test_out_of_memory(stack, pod, tmp_path):
+    with listen(stack, tmp_path) as events:
+        container = pod.run("/bin/sh", "-c", "x=a; while :; do x=$x$x; done", linux={"resources": {"memory_limit_in_bytes": 24 << 20}})
+        assert container.wait_exit(120) == 137
+        told = [topic for topic, _ in events.wait(container.id, "exit")]
+    assert told[:4] == ["create", "start", "oom", "exit"]
+
+
+def test_told_once_the_daemon_is_back(own_stack, tmp_path):
+    """What happens while it is away is not lost, and in order."""
+    with own_stack.pod() as pod, listen(own_stack, tmp_path) as events:
+        container = pod.run("/bin/sleep", "infinity")
+        events.wait(container.id, "start")
+        own_stack.daemon.service.signal(signal.SIGKILL)
+        container.stop(0)
+        container.remove()
+        assert [topic for topic, _ in events.all(container.id)] == ["create", "start"]
+        own_stack.start_daemon()
+        told = [topic for topic, _ in events.wait(container.id, "delete")]
+    assert told == ["create", "start", "exit", "delete"]
+
