@@ -94,11 +94,25 @@ struct LaunchPlan {
   std::vector<UniqueFd> descriptors;
 };
 
-// kGuestPanic comes from guests that have a panic device and a driver for it. kClosed, the last:
-// the control connection is gone, with the VM or without it, which the supervisor knows. Every call
-// now fails with UNAVAILABLE; to a VM that lives the driver can attach again.
+// What a VM has, and what it may be resized to.
+struct Size {
+  uint32_t vcpus = 0;
+  uint32_t max_vcpus = 0;
+  // As the guest has taken them; a resize is on its way while this differs from what was asked for.
+  uint64_t memory_bytes = 0;
+  uint64_t boot_memory_bytes = 0;  // never less than this
+  uint64_t max_memory_bytes = 0;
+};
+
+// Memory that is added comes in pieces of this: Linux' virtio_mem takes no smaller ones.
+inline constexpr uint64_t kMemoryStep = 4 << 20;
+
+// kMemoryChanged: the guest has taken memory, or given some back. kGuestPanic comes from guests
+// that have a panic device and a driver for it. kClosed, the last: the control connection is gone,
+// with the VM or without it, which the supervisor knows. Every call now fails with UNAVAILABLE; to
+// a VM that lives the driver can attach again.
 struct Event {
-  enum class Kind { kShutdown, kReset, kGuestPanic, kDeviceDeleted, kClosed } kind;
+  enum class Kind { kShutdown, kReset, kGuestPanic, kDeviceDeleted, kMemoryChanged, kClosed } kind;
   std::string detail;
 };
 
@@ -111,6 +125,10 @@ class Vm {
   virtual Co<absl::Status> RemoveDisk(std::string serial) = 0;
   virtual Co<absl::Status> AddNic(NicSpec nic) = 0;
   virtual Co<absl::Status> RemoveNic(std::string id) = 0;
+  virtual Co<absl::StatusOr<Size>> GetSize() = 0;
+  // Adds processors, never takes any away, and asks the guest to take memory or to give it back:
+  // kMemoryChanged tells that it did, by and by. What is added is rounded up to kMemoryStep.
+  // OUT_OF_RANGE: more than the VM can have.
   virtual Co<absl::Status> Resize(uint32_t vcpus, uint64_t memory_bytes) = 0;
   virtual Co<absl::Status> Pause() = 0;
   virtual Co<absl::Status> Resume() = 0;

@@ -13,6 +13,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "guest-agent/init/modules.h"
+#include "guest-agent/pod/cpus.h"
 #include "guest-agent/transport/clock.h"
 #include "guest-agent/util/log.h"
 #include "guest-agent/util/notifier.h"
@@ -33,7 +35,10 @@ constexpr char kAgent[] = "magnetar.agent.v1.Agent";
 constexpr uint32_t kMinimumProtocol = 1;
 
 // See HelloResponse in agent.proto.
-constexpr const char* kFeatures[] = {"release-retry", "shutdown-deadline"};
+constexpr const char* kFeatures[] = {"release-retry", "resize", "shutdown-deadline"};
+
+// For a processor that was announced to be there.
+constexpr auto kCpuTimeout = std::chrono::seconds(10);
 
 // What a Shutdown without a timeout may take.
 constexpr auto kShutdownTimeout = std::chrono::seconds(2);
@@ -95,6 +100,22 @@ Result<v1::ConfigureNetworkResponse> Configure(std::shared_ptr<const AgentParts>
   const absl::Status status = co_await std::move(run);
   if (!status.ok()) co_return status;
   co_return v1::ConfigureNetworkResponse();
+}
+
+Result<v1::ResizeResponse> Resize(std::shared_ptr<const AgentParts> parts,
+                                  v1::ResizeRequest request) {
+  auto step = [parts, request]() -> absl::Status {
+    if (request.memory()) LoadModulesFor("mem");
+    MAGNETAR_RETURN_IF_ERROR(parts->pod->Resize(request.leaving_bytes()));
+    return OnlineCpus(request.vcpus(), kCpuTimeout);
+  };
+  auto run = RunStep(parts->setup, std::move(step));
+  const absl::Status status = co_await std::move(run);
+  if (!status.ok()) {
+    Log(LogLevel::kWarn, "resize: ", status.ToString());
+    co_return status;
+  }
+  co_return v1::ResizeResponse();
 }
 
 Result<v1::ListContainersResponse> ListContainers(std::shared_ptr<const AgentParts> parts) {
@@ -175,6 +196,10 @@ std::shared_ptr<const ttrpc::Services> MakeAgentServices(AgentParts given) {
   services->Add<v1::Network, v1::ConfigureNetworkResponse>(
       kAgent, "ConfigureNetwork", [parts](const Context&, v1::Network network) {
         return Configure(parts, std::move(network));
+      });
+  services->Add<v1::ResizeRequest, v1::ResizeResponse>(
+      kAgent, "Resize", [parts](const Context&, v1::ResizeRequest request) {
+        return Resize(parts, std::move(request));
       });
   services->Add<v1::ListContainersRequest, v1::ListContainersResponse>(
       kAgent, "ListContainers",

@@ -3,6 +3,7 @@
 #include <sys/mount.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <utility>
 
@@ -66,7 +67,9 @@ absl::Status Pod::Setup(const agent::v1::SetupSandboxRequest& request) {
   MAGNETAR_RETURN_IF_ERROR(Annotate(WriteFiles(request), "pod files"));
   MAGNETAR_RETURN_IF_ERROR(Annotate(MountShm(request.shm_size_bytes()), "shm"));
   MAGNETAR_RETURN_IF_ERROR(Annotate(MountShared(request.shared_tag()), "shared directory"));
-  MAGNETAR_RETURN_IF_ERROR(Annotate(LimitMemory(request.memory_reserve_bytes()), "memory limit"));
+  const uint64_t reserve =
+      request.memory_reserve_bytes() == 0 ? kDefaultReserveBytes : request.memory_reserve_bytes();
+  MAGNETAR_RETURN_IF_ERROR(Annotate(LimitMemory(reserve, 0), "memory limit"));
   MAGNETAR_RETURN_IF_ERROR(Annotate(configure_network_(request.network()), "network"));
   // After the network: some of them belong to an interface.
   for (const auto& [name, value] : request.sysctls()) {
@@ -74,6 +77,7 @@ absl::Status Pod::Setup(const agent::v1::SetupSandboxRequest& request) {
   }
   const std::lock_guard<std::mutex> lock(mutex_);
   sandbox_id_ = request.sandbox_id();
+  reserve_bytes_ = reserve;
   vmm_pid_ = request.vmm_pid();
   return absl::OkStatus();
 }
@@ -117,16 +121,27 @@ absl::Status Pod::MountShared(const std::string& tag) {
   return Mount(tag, paths_.shared, "virtiofs", 0, "");
 }
 
-absl::Status Pod::LimitMemory(uint64_t reserve_bytes) {
+absl::Status Pod::Resize(uint64_t leaving_bytes) {
+  uint64_t reserve = 0;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    reserve = reserve_bytes_;
+  }
+  if (reserve == 0) return absl::FailedPreconditionError("the sandbox is not set up");
+  return Annotate(LimitMemory(reserve, leaving_bytes), "memory limit");
+}
+
+absl::Status Pod::LimitMemory(uint64_t reserve_bytes, uint64_t leaving_bytes) {
   const absl::StatusOr<uint64_t> total = MemoryTotal(paths_.meminfo);
   if (!total.ok()) return total.status();
-  const uint64_t reserve = reserve_bytes == 0 ? kDefaultReserveBytes : reserve_bytes;
-  if (*total < reserve + kMinimumPodBytes) {
-    return absl::FailedPreconditionError(absl::StrCat("a VM of ", *total >> 20, " MiB less ",
-                                                      reserve >> 20,
+  const uint64_t remaining = *total - std::min(*total, leaving_bytes);
+  if (remaining < reserve_bytes + kMinimumPodBytes) {
+    return absl::FailedPreconditionError(absl::StrCat("a VM of ", remaining >> 20, " MiB less ",
+                                                      reserve_bytes >> 20,
                                                       " MiB of reserve has no room for a pod"));
   }
-  return WriteExisting(absl::StrCat(paths_.cgroup, "/memory.max"), absl::StrCat(*total - reserve));
+  return WriteExisting(absl::StrCat(paths_.cgroup, "/memory.max"),
+                       absl::StrCat(remaining - reserve_bytes));
 }
 
 absl::Status Pod::HoldPidNamespace() {

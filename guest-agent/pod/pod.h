@@ -36,6 +36,10 @@ class Pod {
   // another sandbox's. Other errors name the step.
   absl::Status Setup(const agent::v1::SetupSandboxRequest& request);
 
+  // The guest has more or less memory than before, of which `leaving_bytes` are to be given back:
+  // the containers get what remains. FAILED_PRECONDITION before Setup().
+  absl::Status Resize(uint64_t leaving_bytes);
+
   // Empty and 0 until Setup() has succeeded.
   std::string sandbox_id() const;
   uint32_t vmm_pid() const { return vmm_pid_; }
@@ -49,12 +53,13 @@ class Pod {
   absl::Status WriteFiles(const agent::v1::SetupSandboxRequest& request);
   absl::Status MountShared(const std::string& tag);
   absl::Status MountShm(uint64_t size_bytes);
-  absl::Status LimitMemory(uint64_t reserve_bytes);
+  absl::Status LimitMemory(uint64_t reserve_bytes, uint64_t leaving_bytes);
 
   const PodPaths paths_;
   const std::function<absl::Status(const agent::v1::Network&)> configure_network_;
   mutable std::mutex mutex_;
   std::string sandbox_id_;
+  uint64_t reserve_bytes_ = 0;
   std::atomic<uint32_t> vmm_pid_ = 0;
   pid_t pause_pid_ = 0;
 };

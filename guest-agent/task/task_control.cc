@@ -90,6 +90,7 @@ TaskManager::Result<TaskManager::Empty> TaskManager::Update(v3::UpdateTaskReques
   auto update = env_.runtime->Update(container->id, file);
   const absl::Status status = co_await std::move(update);
   if (!status.ok()) co_return status;
+  Tell(agent::v1::GuestEvent::UPDATED, *container);
   co_return Empty();
 }
 

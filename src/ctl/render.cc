@@ -142,6 +142,9 @@ json InspectJson(const SandboxView& sandbox) {
   out["uid"] = record.uid;
   out["vcpus"] = record.vcpus;
   out["memory_bytes"] = record.memory_bytes;
+  out["wanted_vcpus"] = std::max(record.wanted_vcpus, record.vcpus);
+  out["wanted_memory_bytes"] =
+      record.wanted_memory_bytes != 0 ? record.wanted_memory_bytes : record.memory_bytes;
   out["started_at"] = Time(record.started_at_ns);
   out["pod_uid"] = sandbox.pod.metadata().uid();
   out["pod_attempt"] = sandbox.pod.metadata().attempt();
@@ -182,6 +185,9 @@ std::string InspectText(const SandboxView& sandbox) {
   AppendField(rows, "vmm", record.vmm);
   AppendField(rows, "vcpus", absl::StrCat(record.vcpus));
   AppendField(rows, "memory", FormatBytes(record.memory_bytes));
+  if (record.wanted_memory_bytes != 0 && record.wanted_memory_bytes != record.memory_bytes) {
+    AppendField(rows, "wanted memory", FormatBytes(record.wanted_memory_bytes));
+  }
   AppendField(rows, "created", Time(record.created_at_ns));
   AppendField(rows, "started", Time(record.started_at_ns));
   if (sandbox.exited) {

@@ -40,8 +40,16 @@ constexpr char kKernelTcg[] =
     " mitigations=off nokaslr norandmaps rodata=off initcall_blacklist=tracer_init_tracefs,"
     "init_kprobe_trace,slab_sysfs_init,crypto_kdf108_init,load_system_certificate_list";
 
+// Memory that comes is used at once, and as far as there is enough other memory for that, so that
+// it can be given back.
+constexpr char kKernelMemory[] =
+    " memhp_default_state=online memory_hotplug.online_policy=auto-movable";
+
 // One option and its value; an empty value stands alone.
 using Options = std::vector<std::pair<std::string, std::string>>;
+
+// virtio-mem takes no slot, but without one QEMU does not tell how much there may be.
+bool HasMorePlace(const Machine& m) { return m.max_memory_mib > m.memory_mib; }
 
 void AddTransport(const Machine& m, Options& out) {
   if (m.vsock.has_value()) {
@@ -59,11 +67,16 @@ void AddTransport(const Machine& m, Options& out) {
       "-device", absl::StrCat("virtserialport,bus=serial0.0,nr=1,chardev=mux,name=", kMuxPortName));
 }
 
-void AddNics(const Machine& m, Options& out) {
+void AddPorts(const Machine& m, Options& out) {
   for (uint32_t i = 0; i < kNicPorts; ++i) {
     out.emplace_back("-device",
                      absl::StrCat("pcie-root-port,id=nicport", i, ",bus=pcie.0,chassis=", i + 1,
                                   ",addr=0x10.", i, i == 0 ? ",multifunction=on" : ""));
+  }
+  if (HasMorePlace(m)) {
+    out.emplace_back("-device",
+                     absl::StrCat("pcie-root-port,id=", kMemoryPort,
+                                  ",bus=pcie.0,chassis=", kNicPorts + 1, ",addr=0x10.", kNicPorts));
   }
   for (const Machine::Nic& nic : m.nics) {
     out.emplace_back("-netdev",
@@ -89,8 +102,11 @@ Options AllOptions(const Machine& m) {
       {"-machine", absl::StrCat(kMachine, shared_memory ? ",memory-backend=ram" : "")},
       {"-accel", kvm ? "kvm" : kTcg},
       {"-cpu", kvm ? "host" : kTcgCpu},
-      {"-smp", absl::StrCat("cpus=", m.vcpus)},
-      {"-m", absl::StrCat("size=", m.memory_mib, "M")},
+      {"-smp", absl::StrCat("cpus=", m.vcpus,
+                            m.max_vcpus > m.vcpus ? absl::StrCat(",maxcpus=", m.max_vcpus) : "")},
+      {"-m", absl::StrCat(
+                 "size=", m.memory_mib, "M",
+                 HasMorePlace(m) ? absl::StrCat(",slots=1,maxmem=", m.max_memory_mib, "M") : "")},
   };
   if (shared_memory) {
     out.emplace_back("-object",
@@ -120,7 +136,7 @@ Options AllOptions(const Machine& m) {
     out.emplace_back("-chardev", absl::StrCat("socket,id=shared,fd=", m.virtiofs_fd));
     out.emplace_back("-device", "vhost-user-fs-pci,id=shared0,chardev=shared,tag=shared");
   }
-  AddNics(m, out);
+  AddPorts(m, out);
   return out;
 }
 
@@ -147,6 +163,7 @@ std::string KernelCommandLine(const Machine& m) {
   } else {
     absl::StrAppend(&out, " magnetar.transport=mux");
   }
+  if (HasMorePlace(m)) absl::StrAppend(&out, kKernelMemory);
   if (!m.extra_cmdline.empty()) absl::StrAppend(&out, " ", m.extra_cmdline);
   return out;
 }

@@ -29,8 +29,10 @@ struct Machine {
   Acceleration acceleration = Acceleration::kTcg;
   uint32_t tsc_khz = 0;
   uint32_t vcpus = 1;
+  uint32_t max_vcpus = 0;  // if more than vcpus: as many can be added
   uint64_t memory_mib = 256;
-  std::string kernel;  // paths that the process can open
+  uint64_t max_memory_mib = 0;  // likewise
+  std::string kernel;           // paths that the process can open
   std::string initrd;
   std::string extra_cmdline;
   int image_fd = -1;
@@ -44,6 +46,9 @@ struct Machine {
 
 // Ports for NICs, cold or hot-plugged. The NIC "nic2" sits on the third.
 inline constexpr uint32_t kNicPorts = 4;
+
+// Where the device goes that brings memory, in a VM that can have more.
+inline constexpr char kMemoryPort[] = "memport";
 
 // The index in a NIC's id, "nic<index>". INVALID_ARGUMENT if it is none.
 absl::StatusOr<uint32_t> NicIndex(const std::string& id);

@@ -19,6 +19,8 @@ Machine Example() {
   m.sandbox_id = "3f2a";
   m.vcpus = 2;
   m.memory_mib = 512;
+  m.max_vcpus = 8;
+  m.max_memory_mib = 2048;
   m.kernel = "/proc/self/fd/10";
   m.initrd = "/proc/self/fd/11";
   m.image_fd = 12;
@@ -44,8 +46,8 @@ TEST(CommandLine, Golden) {
           "memory-backend=ram",
           "-accel", "tcg,thread=multi,tb-size=128",                     //
           "-cpu", "max,-erms,-fsrm",                                    //
-          "-smp", "cpus=2",                                             //
-          "-m", "size=512M",                                            //
+          "-smp", "cpus=2,maxcpus=8",                                   //
+          "-m", "size=512M,slots=1,maxmem=2048M",                       //
           "-object", "memory-backend-memfd,id=ram,size=512M,share=on",  //
           "-kernel", "/proc/self/fd/10",                                //
           "-initrd", "/proc/self/fd/11",                                //
@@ -54,7 +56,8 @@ TEST(CommandLine, Golden) {
           "cryptomgr.notests random.trust_cpu=on rcupdate.rcu_expedited=1 8250.nr_uarts=1 "
           "mitigations=off nokaslr norandmaps rodata=off initcall_blacklist=tracer_init_tracefs,"
           "init_kprobe_trace,slab_sysfs_init,crypto_kdf108_init,load_system_certificate_list "
-          "magnetar.transport=mux magnetar.log=debug",
+          "magnetar.transport=mux memhp_default_state=online "
+          "memory_hotplug.online_policy=auto-movable magnetar.log=debug",
           "-chardev", "stdio,id=console,signal=off",              //
           "-serial", "chardev:console",                           //
           "-chardev", "socket,id=qmp,fd=13,server=on,wait=off",   //
@@ -75,7 +78,8 @@ TEST(CommandLine, Golden) {
           "-device", "pcie-root-port,id=nicport0,bus=pcie.0,chassis=1,addr=0x10.0,multifunction=on",
           "-device", "pcie-root-port,id=nicport1,bus=pcie.0,chassis=2,addr=0x10.1", "-device",
           "pcie-root-port,id=nicport2,bus=pcie.0,chassis=3,addr=0x10.2", "-device",
-          "pcie-root-port,id=nicport3,bus=pcie.0,chassis=4,addr=0x10.3", "-netdev",
+          "pcie-root-port,id=nicport3,bus=pcie.0,chassis=4,addr=0x10.3", "-device",
+          "pcie-root-port,id=memport,bus=pcie.0,chassis=5,addr=0x10.4", "-netdev",
           "tap,id=nic0-tap,fd=16,vhost=off",  //
           "-device",
           "virtio-net-pci,id=nic0,netdev=nic0-tap,bus=nicport0,mac=02:00:00:00:00:01,"

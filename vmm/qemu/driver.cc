@@ -27,6 +27,8 @@ constexpr Capabilities kCapabilities = {
     .shared_memory_fs = true,
     .hotplug_disk = true,
     .hotplug_nic = true,
+    .resize_cpus = true,
+    .resize_memory = true,
     .pause = true,
 };
 
@@ -166,7 +168,9 @@ class QemuDriver : public Driver {
     machine.acceleration = config_.acceleration;
     machine.tsc_khz = config_.tsc_khz;
     machine.vcpus = spec.vcpus;
+    machine.max_vcpus = spec.max_vcpus;
     machine.memory_mib = (spec.memory_bytes + kMiB - 1) / kMiB;
+    machine.max_memory_mib = spec.max_memory_bytes / kMiB;
     machine.extra_cmdline = spec.extra_cmdline;
 
     auto kernel = OpenFor(spec, spec.kernel_path, "kernel");

@@ -385,7 +385,85 @@ TEST_F(VmTest, PauseResumeQuit) {
   EXPECT_TRUE(Await(context_, vm->Resume()).ok());
   EXPECT_TRUE(Await(context_, vm->Quit()).ok());
   EXPECT_THAT(Names(server), ElementsAre("stop", "cont", "quit"));
-  EXPECT_TRUE(absl::IsUnimplemented(Await(context_, vm->Resize(2, 1 << 30))));
+}
+
+constexpr int64_t kGiB = 1 << 30;
+
+// A QEMU with two of its four processors and 1 of 4 GiB, of which `added` bytes came later.
+std::vector<json> AnswerSizes(const Command& command, std::optional<int64_t> added) {
+  if (command.name == "query-hotpluggable-cpus") {
+    json cpus = json::array();
+    for (int core = 3; core >= 0; --core) {
+      json cpu = {{"type", "max-x86_64-cpu"}, {"props", {{"core-id", core}}}};
+      if (core < 2) cpu["qom-path"] = "/machine/unattached/device[0]";
+      cpus.push_back(std::move(cpu));
+    }
+    return {Return(std::move(cpus))};
+  }
+  if (command.name == "qom-get") return {Return({{"size", kGiB}, {"max-size", 4 * kGiB}})};
+  if (command.name == "query-memory-devices") {
+    json devices = json::array();
+    if (added.has_value()) {
+      devices.push_back(
+          {{"type", "virtio-mem"}, {"data", {{"id", "hotmem-device"}, {"size", *added}}}});
+    }
+    return {Return(std::move(devices))};
+  }
+  return {Return()};
+}
+
+TEST_F(VmTest, TellsItsSize) {
+  FakeQmp server([](const Command& command) { return AnswerSizes(command, 64 << 20); });
+  auto vm = Attach(server);
+  const auto size = Await(context_, vm->GetSize());
+  ASSERT_TRUE(size.ok()) << size.status();
+  EXPECT_EQ(size->vcpus, 2u);
+  EXPECT_EQ(size->max_vcpus, 4u);
+  EXPECT_EQ(size->memory_bytes, static_cast<uint64_t>(kGiB + (64 << 20)));
+  EXPECT_EQ(size->boot_memory_bytes, static_cast<uint64_t>(kGiB));
+  EXPECT_EQ(size->max_memory_bytes, static_cast<uint64_t>(4 * kGiB));
+}
+
+TEST_F(VmTest, GrowsForTheFirstTime) {
+  FakeQmp server([](const Command& command) { return AnswerSizes(command, std::nullopt); });
+  auto vm = Attach(server);
+  ASSERT_TRUE(Await(context_, vm->Resize(3, kGiB + 1)).ok());
+  EXPECT_THAT(Names(server),
+              ElementsAre("qom-get", "query-memory-devices", "query-hotpluggable-cpus",
+                          "device_add", "object-add", "device_add"));
+  const auto commands = server.commands();
+  EXPECT_EQ(commands[4].arguments["driver"], "max-x86_64-cpu");
+  EXPECT_EQ(commands[4].arguments["core-id"], 2);
+  EXPECT_EQ(commands[5].arguments["size"], 3 * kGiB);
+  EXPECT_EQ(commands[5].arguments["reserve"], false);
+  EXPECT_EQ(commands[6].arguments["bus"], "memport");
+  EXPECT_EQ(commands[6].arguments["requested-size"], kMemoryStep);
+}
+
+TEST_F(VmTest, ShrinksToWhatItBootedWith) {
+  FakeQmp server([](const Command& command) { return AnswerSizes(command, 64 << 20); });
+  auto vm = Attach(server);
+  ASSERT_TRUE(Await(context_, vm->Resize(1, kGiB / 2)).ok());
+  ASSERT_EQ(server.commands().back().name, "qom-set");
+  EXPECT_EQ(server.commands().back().arguments["value"], 0);
+}
+
+TEST_F(VmTest, DoesNotGrowBeyondWhatItCanHave) {
+  FakeQmp server([](const Command& command) { return AnswerSizes(command, std::nullopt); });
+  auto vm = Attach(server);
+  EXPECT_TRUE(absl::IsOutOfRange(Await(context_, vm->Resize(5, kGiB))));
+  EXPECT_TRUE(absl::IsOutOfRange(Await(context_, vm->Resize(1, 5 * kGiB))));
+  EXPECT_THAT(Names(server), testing::Not(testing::Contains("device_add")));
+}
+
+TEST_F(VmTest, TakesBackTheBackendOfAMemoryDeviceThatIsRefused) {
+  FakeQmp server([](const Command& command) -> std::vector<json> {
+    if (command.name == "device_add") return {Error("GenericError", "no")};
+    return AnswerSizes(command, std::nullopt);
+  });
+  auto vm = Attach(server);
+  EXPECT_FALSE(Await(context_, vm->Resize(1, 2 * kGiB)).ok());
+  EXPECT_EQ(server.commands().back().name, "object-del");
 }
 
 TEST_F(VmTest, BadNames) {

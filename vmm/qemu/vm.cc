@@ -19,6 +19,7 @@
 #include "vmm/qemu/disk_file.h"
 #include "vmm/qemu/qmp.h"
 #include "vmm/qemu/qmp_wire.h"
+#include "vmm/qemu/resize.h"
 
 namespace magnetar::vmm::qemu {
 namespace {
@@ -99,6 +100,8 @@ struct Shared {
     } else if (name == "DEVICE_UNPLUG_GUEST_ERROR") {
       const std::string device = StringAt(data, "device");
       Finish(device, absl::FailedPreconditionError("the guest keeps it"));
+    } else if (name == "MEMORY_DEVICE_SIZE_CHANGE") {
+      Emit(vmm::Event::Kind::kMemoryChanged, StringAt(data, "id"));
     } else if (name == "SHUTDOWN") {
       Emit(vmm::Event::Kind::kShutdown, StringAt(data, "reason"));
     } else if (name == "RESET") {
@@ -262,8 +265,9 @@ class QemuVm : public Vm {
     co_return unplugged.ok() ? removed : unplugged;
   }
 
-  Co<absl::Status> Resize(uint32_t, uint64_t) override {
-    co_return absl::UnimplementedError("QEMU: resize");
+  Co<absl::StatusOr<Size>> GetSize() override { return QuerySize(qmp_); }
+  Co<absl::Status> Resize(uint32_t vcpus, uint64_t memory_bytes) override {
+    return ResizeVm(qmp_, vcpus, memory_bytes);
   }
   Co<absl::Status> Save(CloneSource) override { co_return absl::UnimplementedError("QEMU: save"); }
 

@@ -144,6 +144,8 @@ std::map<std::string, std::map<std::string, Setter>> Keys(Config& config) {
         {"vcpus", Integer(&c.vm.vcpus, 1, 255)},
         {"memory_mib", Integer(&c.vm.memory_mib, 128, kMebibytes)},
         {"overhead_mib", Integer(&c.vm.overhead_mib, 0, kMebibytes)},
+        {"max_vcpus", Integer(&c.vm.max_vcpus, 1, 255)},
+        {"max_memory_mib", Integer(&c.vm.max_memory_mib, 0, kMebibytes)},
         {"qemu_path", Path(&c.vm.qemu_path)},
         {"virtiofsd_path", Path(&c.vm.virtiofsd_path)},
         {"supervisor_path", Path(&c.vm.supervisor_path)},

@@ -50,6 +50,9 @@ struct Config {
     uint64_t memory_mib = 512;
     // Added to a pod's memory limit: what the guest itself needs.
     uint64_t overhead_mib = 64;
+    // What a running pod may be resized to; 0 MiB: the host's memory.
+    uint32_t max_vcpus = 8;
+    uint64_t max_memory_mib = 0;
     std::string qemu_path = "/usr/bin/qemu-system-x86_64";
     std::string virtiofsd_path = "/usr/lib/qemu/virtiofsd";
     std::string supervisor_path = "/usr/libexec/magnetar/vmm-supervisor";

@@ -47,6 +47,14 @@ class TtrpcAgentClient : public AgentClient {
     co_return response.status();
   }
 
+  Co<absl::Status> Resize(agent::v1::ResizeRequest request,
+                          std::chrono::nanoseconds timeout) override {
+    auto call = client_->Call<agent::v1::ResizeResponse>(kAgentService, "Resize",
+                                                         std::move(request), timeout);
+    absl::StatusOr<agent::v1::ResizeResponse> response = co_await std::move(call);
+    co_return response.status();
+  }
+
   Co<absl::StatusOr<agent::v1::ListContainersResponse>> ListContainers(
       std::chrono::nanoseconds timeout) override {
     agent::v1::ListContainersRequest request;

@@ -22,6 +22,8 @@ class AgentClient {
   virtual Co<absl::StatusOr<agent::v1::HelloResponse>> Hello(std::chrono::nanoseconds timeout) = 0;
   virtual Co<absl::Status> SetupSandbox(agent::v1::SetupSandboxRequest request,
                                         std::chrono::nanoseconds timeout) = 0;
+  virtual Co<absl::Status> Resize(agent::v1::ResizeRequest request,
+                                  std::chrono::nanoseconds timeout) = 0;
   virtual Co<absl::StatusOr<agent::v1::ListContainersResponse>> ListContainers(
       std::chrono::nanoseconds timeout) = 0;
   // `timeout` is what the guest may take; the call gives it a little more.

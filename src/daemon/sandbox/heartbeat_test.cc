@@ -98,7 +98,7 @@ TEST_F(HeartbeatTest, AnAgentThatIsTooOldIsRefusedByName) {
 TEST_F(HeartbeatTest, WhatTheAgentCanIsRecorded) {
   Start(std::chrono::seconds(0));
   EXPECT_EQ(world_.Get("a")->record().agent_protocol, 1u);
-  EXPECT_THAT(world_.Get("a")->record().agent_features, testing::ElementsAre("feature"));
+  EXPECT_THAT(world_.Get("a")->record().agent_features, testing::Contains("feature"));
 }
 
 }  // namespace

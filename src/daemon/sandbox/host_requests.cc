@@ -15,6 +15,7 @@
 #include "magnetar/status.h"
 #include "src/daemon/config/log.h"
 #include "src/daemon/sandbox/async.h"
+#include "src/daemon/sandbox/sizes.h"
 #include "src/daemon/sandbox/task_event.h"
 #include "src/daemon/storage/cri_metadata.h"
 #include "src/daemon/storage/file_server.h"
@@ -170,7 +171,9 @@ Co<agent::v1::HostResponse> HostRequests::Handle(agent::v1::HostRequest request)
   agent::v1::HostResponse response;
   absl::Status status;
   if (request.has_event()) {
-    auto call = Publish(std::move(*request.mutable_event()));
+    const bool updated = request.event().kind() == agent::v1::GuestEvent::UPDATED;
+    auto call = updated ? LearnLimits(request.event().container_id())
+                        : Publish(std::move(*request.mutable_event()));
     status = co_await std::move(call);
     response.set_code(static_cast<int32_t>(status.code()));
     response.set_message(std::string(status.message()));
@@ -250,6 +253,7 @@ Co<absl::StatusOr<agent::v1::PreparedContainer>> HostRequests::PrepareLocked(
   ContainerRequest want;
   want.container_id = id;
   want.spec_json = std::move(*container->mutable_spec()->mutable_value());
+  ContainerLimits limits = LimitsOfSpec(id, want.spec_json);
   want.rootfs = *std::move(mounts);
   want.guest_hostname = kGuestHostname;
   want.guest_hosts = kGuestHosts;
@@ -265,6 +269,7 @@ Co<absl::StatusOr<agent::v1::PreparedContainer>> HostRequests::PrepareLocked(
   auto prepare = env_->storage->Prepare(storage_, std::move(want));
   absl::StatusOr<agent::v1::PreparedContainer> prepared = co_await std::move(prepare);
   if (prepared.ok()) MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("container.prepare.after"));
+  if (prepared.ok()) SetLimits(std::move(limits));
   co_return prepared;
 }
 
@@ -296,6 +301,7 @@ Co<absl::Status> HostRequests::ReleaseLocked(std::string container_id) {
     auto release = env_->storage->Release(storage_, container_id);
     status = co_await std::move(release);
   }
+  if (status.ok()) SetLimits({.container_id = container_id});
   if (status.ok()) status = Failpoint("container.release.after");
   if (!status.ok()) Warn("container not released", container_id, status);
   co_return status;
@@ -315,6 +321,45 @@ Co<void> HostRequests::Retry() {
     auto release = Release(id, /*again=*/true);
     (void)co_await std::move(release);  // it logs its failure, and is tried again
   }
+}
+
+Co<absl::Status> HostRequests::LearnLimits(std::string container_id) {
+  if (told_of_.count(container_id) == 0) {
+    co_return absl::NotFoundError("an update of a container that this sandbox has not");
+  }
+  auto paced = Pace(event_pace_.Take(std::chrono::steady_clock::now()));
+  co_await std::move(paced);
+  auto get = env_->containerd->GetContainer(record_->Get().containerd_namespace, container_id);
+  const absl::StatusOr<containerd::services::containers::v1::Container> container =
+      co_await std::move(get);
+  absl::Status status = container.status();
+  if (status.ok() && container->sandbox() != storage_.sandbox_id) {
+    status = absl::PermissionDeniedError("it does not belong to this sandbox");
+  }
+  if (!status.ok()) {
+    Warn("the container's new limits are not known", container_id, status);
+    co_return status;
+  }
+  // It may have been deleted meanwhile.
+  if (HasSteps(container_id)) SetLimits(LimitsOfSpec(container_id, container->spec().value()));
+  co_return absl::OkStatus();
+}
+
+void HostRequests::SetLimits(ContainerLimits limits) {
+  const auto same = [&](const ContainerLimits& other) {
+    return other.container_id == limits.container_id;
+  };
+  const Record now = record_->Get();
+  const auto old = std::find_if(now.container_limits.begin(), now.container_limits.end(), same);
+  const ContainerLimits was = old == now.container_limits.end() ? ContainerLimits() : *old;
+  if (was.memory_bytes == limits.memory_bytes && was.millicpus == limits.millicpus) return;
+  const absl::Status written = record_->Update([&](Record& record) {
+    auto& all = record.container_limits;
+    all.erase(std::remove_if(all.begin(), all.end(), same), all.end());
+    if (limits.memory_bytes != 0 || limits.millicpus != 0) all.push_back(limits);
+  });
+  if (!written.ok()) Warn("limits not recorded", limits.container_id, written);
+  if (limits_changed_) limits_changed_();
 }
 
 Co<void> HostRequests::Pace(std::chrono::nanoseconds pause) {

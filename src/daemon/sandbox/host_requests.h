@@ -2,6 +2,7 @@
 
 #include <boost/asio/any_io_executor.hpp>
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <set>
 #include <string>
@@ -36,6 +37,9 @@ class HostRequests : public std::enable_shared_from_this<HostRequests> {
   // The VM runs, but its VMM cannot be reached: until the next SetVm, containers wait for a
   // while, and are then refused. What is attached is not taken for gone.
   void LoseVm() { vm_lost_ = true; }
+
+  // Called on the strand when the record's limits of containers have changed.
+  void OnLimitsChanged(std::function<void()> handler) { limits_changed_ = std::move(handler); }
 
   Co<agent::v1::HostResponse> Handle(agent::v1::HostRequest request);
 
@@ -74,6 +78,10 @@ class HostRequests : public std::enable_shared_from_this<HostRequests> {
   Co<absl::Status> Release(std::string container_id, bool again);
   Co<absl::Status> ReleaseLocked(std::string container_id);
   Co<void> Retry();
+  // The limits of a container as containerd has them now.
+  Co<absl::Status> LearnLimits(std::string container_id);
+  // None, if they are empty.
+  void SetLimits(ContainerLimits limits);
   // Returns early when the sandbox is being stopped.
   Co<void> Pace(std::chrono::nanoseconds pause);
   // In the order of the calls. An error says why nobody hears of it.
@@ -100,6 +108,7 @@ class HostRequests : public std::enable_shared_from_this<HostRequests> {
   // Containers that nobody holds and whose release has failed.
   std::set<std::string> unreleased_;
   bool retrying_ = false;
+  std::function<void()> limits_changed_;
   bool refusing_ = false;
   TokenBucket pace_;
   TokenBucket event_pace_;

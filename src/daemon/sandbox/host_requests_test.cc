@@ -122,6 +122,33 @@ TEST_F(HostRequestsTest, PublishesInOrderWhateverFollows) {
   EXPECT_THAT(topics, testing::ElementsAre("/tasks/start", "/tasks/exit", "/tasks/delete"));
 }
 
+TEST_F(HostRequestsTest, KnowsTheLimitsOfItsContainers) {
+  int changes = 0;
+  requests_->OnLimitsChanged([&] { ++changes; });
+  auto& spec = *world_.containerd.containers["c1"].mutable_spec();
+  spec.set_value(R"({"linux":{"resources":{"memory":{"limit":1000}}}})");
+  ASSERT_EQ(Prepare("c1").code(), 0);
+  ASSERT_EQ(record_->Get().container_limits.size(), 1u);
+  EXPECT_EQ(record_->Get().container_limits[0].memory_bytes, 1000u);
+  EXPECT_EQ(changes, 1);
+  // An update went past the daemon, which believes containerd and not the guest.
+  spec.set_value(
+      R"({"linux":{"resources":{"memory":{"limit":2000},"cpu":{"quota":1,"period":2}}}})");
+  agent::v1::HostRequest request;
+  request.mutable_event()->set_kind(agent::v1::GuestEvent::UPDATED);
+  request.mutable_event()->set_container_id("c1");
+  EXPECT_EQ(world_.Await(requests_->Handle(request)).code(), 0);
+  EXPECT_EQ(ReadRecord(world_.Directory("pod"))->container_limits[0].memory_bytes, 2000u);
+  EXPECT_EQ(record_->Get().container_limits[0].millicpus, 500u);
+  EXPECT_EQ(changes, 2);
+  EXPECT_TRUE(world_.containerd.events.empty());
+  request.mutable_event()->set_container_id("other");
+  EXPECT_NE(world_.Await(requests_->Handle(request)).code(), 0);
+  EXPECT_EQ(Release("c1").code(), 0);
+  EXPECT_TRUE(record_->Get().container_limits.empty());
+  EXPECT_EQ(changes, 3);
+}
+
 TEST_F(HostRequestsTest, AnEventThatNobodyHearsOfIsAnError) {
   ASSERT_EQ(Prepare("c1").code(), 0);
   world_.containerd.failure = absl::UnavailableError("away");

@@ -63,6 +63,7 @@ Machine::Machine(const Environment* environment, std::shared_ptr<RecordFile> rec
       directory_(record_->directory()),
       requests_(std::make_shared<HostRequests>(environment, record_, strand)),
       attaching_(strand),
+      resizing_(strand),
       ended_(strand) {}
 
 std::string Machine::Path(const std::string& name) const {

@@ -49,6 +49,10 @@ class Machine : public std::enable_shared_from_this<Machine> {
   // an error and returns the first one. May be repeated.
   Co<absl::Status> TearDown(bool ask_guest);
 
+  // Gives the VM the size that the record's limits want, and the cgroup around it its limits. OK as
+  // soon as processors run and memory is on its way: the record tells how much the guest has taken.
+  Co<absl::Status> Resize();
+
   // Ends the VM now, without waiting; a Start in flight goes no further. `reason` is logged.
   void Kill(std::string reason);
 
@@ -82,6 +86,12 @@ class Machine : public std::enable_shared_from_this<Machine> {
   void Ended(supervisor::v1::ExitRecord exit);
   bool over() const { return ended_.is_set() || tearing_down_; }
 
+  void BeginResize();
+  Co<void> ResizeAlone();
+  Co<void> Settle();
+  Co<absl::Status> SettleLocked();
+  Co<absl::Status> LimitCgroup();
+
   Co<absl::Status> EndVm(bool ask_guest);
   Co<absl::Status> Undo(Step step, bool ask_guest);
   void Forgive(const absl::Status& written) const;
@@ -98,6 +108,7 @@ class Machine : public std::enable_shared_from_this<Machine> {
   std::shared_ptr<vmm::Vm> vm_;
   bool vm_lost_ = false;  // the VM runs, its VMM's connection is gone
   AsyncMutex attaching_;  // a VMM talks to one at a time
+  AsyncMutex resizing_;
   AsyncFlag ended_;
   supervisor::v1::ExitRecord exit_;  // once it has ended
   ExitHandler on_exit_;

@@ -97,6 +97,9 @@ void Machine::OnVmEvent(const vmm::Vm* vm, const vmm::Event& event) {
       // The guest has let go of a disk, maybe long after it was asked to.
       requests_->RetryReleases();
       return;
+    case vmm::Event::Kind::kMemoryChanged:
+      asio::co_spawn(strand_, Settle(), asio::detached);
+      return;
     case vmm::Event::Kind::kClosed:
       if (vm != vm_.get() || vm_lost_ || over()) return;
       vm_lost_ = true;
@@ -161,6 +164,9 @@ Co<absl::Status> Machine::ConnectAgent(TimePoint deadline) {
 
 void Machine::ServeGuest() {
   if (std::exchange(serving_, true)) return;
+  requests_->OnLimitsChanged([weak = weak_from_this()] {
+    if (const auto self = weak.lock()) self->BeginResize();
+  });
   asio::co_spawn(strand_, ServeRequests(), asio::detached);
   if (env_->config.guest.heartbeat.count() > 0) {
     asio::co_spawn(strand_, RunHeartbeat(), asio::detached);
@@ -207,6 +213,9 @@ Co<absl::Status> Machine::ServeOnce() {
     auto handler = [requests = requests_](agent::v1::HostRequest request) {
       return requests->Handle(std::move(request));
     };
+    // What an earlier connection or an earlier daemon has not brought to its end.
+    const Record now = record_->Get();
+    if (now.wanted_vcpus != 0) BeginResize();
     auto serve = agent->ServeHostRequests(std::move(handler));
     status = co_await std::move(serve);
   }

@@ -19,6 +19,7 @@
 #include "src/daemon/sandbox/guest_cid.h"
 #include "src/daemon/sandbox/machine.h"
 #include "src/daemon/sandbox/pod_request.h"
+#include "src/daemon/sandbox/sizes.h"
 
 namespace magnetar::daemon {
 namespace {
@@ -35,6 +36,11 @@ absl::Status MakeVmmDirectory(const std::string& path, uint32_t uid) {
     return ErrnoStatus(errno, absl::StrCat("chown ", path));
   }
   return absl::OkStatus();
+}
+
+uint64_t HostMemory() {
+  return static_cast<uint64_t>(::sysconf(_SC_PHYS_PAGES)) *
+         static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
 }
 
 // As containerd's own sandboxer: without a DNS configuration, the host's.
@@ -84,12 +90,17 @@ Co<absl::Status> Machine::MakeHost(const runtime::v1::PodSandboxConfig& pod) {
   const Record now = record_->Get();
   absl::StatusOr<uint32_t> uid = env_->uids->Take();
   if (!uid.ok()) co_return uid.status();
-  const MachineSize size = SizeOf(pod, env_->config);
+  const MachineSize size = SizeOf(pod.linux().resources(), env_->config);
+  const vmm::Capabilities& can = env_->driver->capabilities();
+  const MachineSize largest = LargestSize(size, env_->config, HostMemory());
   absl::Status status = record_->Update([&](Record& record) {
     record.steps.push_back(Step::kDirectory);
     record.uid = *uid;
     record.vcpus = size.vcpus;
     record.memory_bytes = size.memory_bytes;
+    record.boot_memory_bytes = size.memory_bytes;
+    record.max_vcpus = can.resize_cpus ? largest.vcpus : size.vcpus;
+    record.max_memory_bytes = can.resize_memory ? largest.memory_bytes : size.memory_bytes;
     record.vmm = std::string(env_->driver->name());
   });
   if (!status.ok()) {
@@ -150,9 +161,9 @@ Co<absl::Status> Machine::Launch() {
   spec.sandbox_id = id_;
   spec.directory = directory_;
   spec.vcpus = now.vcpus;
-  spec.max_vcpus = now.vcpus;
+  spec.max_vcpus = now.max_vcpus;
   spec.memory_bytes = now.memory_bytes;
-  spec.max_memory_bytes = now.memory_bytes;
+  spec.max_memory_bytes = now.max_memory_bytes;
   spec.kernel_path = env_->config.guest.kernel;
   spec.initrd_path = env_->config.guest.initrd;
   spec.image_path = env_->config.guest.image;

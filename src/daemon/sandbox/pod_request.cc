@@ -28,14 +28,8 @@ namespace {
 using runtime::v1::LinuxContainerResources;
 using runtime::v1::NamespaceOption;
 
-constexpr uint64_t kMebibyte = 1 << 20;
 // It is kept in the record, which a later daemon must be able to read.
 constexpr size_t kMaxPodConfigBytes = 1 << 20;
-// The VMM's own memory and its helpers'.
-constexpr uint64_t kVmmBytes = 256 * kMebibyte;
-// Of the VMM (one for each vCPU, and at most 64 that do blocking work), of the file server (at most
-// 64 for each queue), and the supervisor.
-constexpr uint64_t kVmmThreads = 1024;
 // The longest name of a socket in a sandbox's directory, with one byte more than
 // it has: containerd's streaming dials "//dir/...".
 constexpr std::string_view kLongestSocket = "/vmm/virtiofs.sock ";
@@ -209,51 +203,6 @@ absl::Status CheckNetns(const std::string& path) {
         absl::StrCat("netns_path: ", path, " is no network namespace"));
   }
   return absl::OkStatus();
-}
-
-MachineSize SizeOf(const runtime::v1::PodSandboxConfig& pod, const Config& config) {
-  const LinuxContainerResources& r = pod.linux().resources();
-  MachineSize size;
-  size.vcpus = config.vm.vcpus;
-  if (r.cpu_quota() > 0 && r.cpu_period() > 0) {
-    const int64_t cpus = (r.cpu_quota() + r.cpu_period() - 1) / r.cpu_period();
-    size.vcpus = static_cast<uint32_t>(std::clamp<int64_t>(cpus, 1, 255));
-  }
-  uint64_t memory = config.vm.memory_mib * kMebibyte;
-  if (r.memory_limit_in_bytes() > 0) {
-    memory = static_cast<uint64_t>(r.memory_limit_in_bytes()) + config.vm.overhead_mib * kMebibyte;
-    // Less does not boot.
-    memory = std::max(memory, 128 * kMebibyte);
-  }
-  // Machines come in steps of 2 MiB.
-  size.memory_bytes = (memory + 2 * kMebibyte - 1) / (2 * kMebibyte) * (2 * kMebibyte);
-  return size;
-}
-
-SandboxLimits LimitsOf(const LinuxContainerResources& resources,
-                       const LinuxContainerResources& overhead, uint64_t vm_memory_bytes,
-                       const Config& config) {
-  SandboxLimits limits;
-  // Also of a pod without a limit: the guest's memory has its size, but what a guest can make its
-  // file server hold, in the host's kernel too, has none.
-  limits.memory_bytes = vm_memory_bytes + config.vm.overhead_mib * kMebibyte + kVmmBytes;
-  limits.pids = kVmmThreads;
-  if (resources.memory_limit_in_bytes() > 0) {
-    // Around the guest's memory there is the VMM's own.
-    const uint64_t extra = std::max<uint64_t>(
-        static_cast<uint64_t>(std::max<int64_t>(overhead.memory_limit_in_bytes(), 0)),
-        config.vm.overhead_mib * kMebibyte);
-    limits.memory_bytes = std::max(static_cast<uint64_t>(resources.memory_limit_in_bytes()) + extra,
-                                   vm_memory_bytes) +
-                          kVmmBytes;
-  }
-  limits.cpu_shares = static_cast<uint64_t>(std::max<int64_t>(resources.cpu_shares(), 0) +
-                                            std::max<int64_t>(overhead.cpu_shares(), 0));
-  if (resources.cpu_quota() > 0 && resources.cpu_period() > 0) {
-    limits.cpu_quota_us = resources.cpu_quota() + std::max<int64_t>(overhead.cpu_quota(), 0);
-    limits.cpu_period_us = static_cast<uint64_t>(resources.cpu_period());
-  }
-  return limits;
 }
 
 std::string ResolvConf(const runtime::v1::DNSConfig& dns) {

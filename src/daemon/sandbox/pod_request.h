@@ -29,22 +29,6 @@ absl::StatusOr<PodRequest> ParseCreate(
 // INVALID_ARGUMENT if the path is no network namespace. Blocks.
 absl::Status CheckNetns(const std::string& path);
 
-struct MachineSize {
-  uint32_t vcpus = 1;
-  uint64_t memory_bytes = 0;
-};
-
-// A pod's limits become the VM's size, `vm.overhead_mib` for the guest's own needs added; without
-// limits the configured default. What a RuntimeClass's overhead adds to the pod's cgroup beyond
-// that is left to the VMM and its helpers, which live in it.
-MachineSize SizeOf(const runtime::v1::PodSandboxConfig& pod, const Config& config);
-
-// The limits of the cgroup around the VMM: never less memory than the VM has, whatever the pod's
-// limit has become since it was made.
-SandboxLimits LimitsOf(const runtime::v1::LinuxContainerResources& resources,
-                       const runtime::v1::LinuxContainerResources& overhead,
-                       uint64_t vm_memory_bytes, const Config& config);
-
 // Files that the pod's containers see.
 std::string ResolvConf(const runtime::v1::DNSConfig& dns);
 std::string HostsFile(const std::string& hostname, const std::vector<std::string>& addresses);

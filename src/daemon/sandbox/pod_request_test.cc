@@ -116,24 +116,6 @@ TEST(PodRequestTest, NetnsMustBeOne) {
   EXPECT_THAT(Error(request), HasSubstr("netns_path: relative"));
 }
 
-TEST(PodRequestTest, SizeFollowsTheLimits) {
-  Config config;
-  runtime::v1::PodSandboxConfig pod;
-  EXPECT_EQ(SizeOf(pod, config).vcpus, config.vm.vcpus);
-  EXPECT_EQ(SizeOf(pod, config).memory_bytes, config.vm.memory_mib << 20);
-  auto* r = pod.mutable_linux()->mutable_resources();
-  r->set_cpu_quota(250000);
-  r->set_cpu_period(100000);
-  r->set_memory_limit_in_bytes(300 << 20);
-  EXPECT_EQ(SizeOf(pod, config).vcpus, 3u);
-  EXPECT_EQ(SizeOf(pod, config).memory_bytes, (300u + config.vm.overhead_mib) << 20);
-  pod.mutable_linux()->mutable_overhead()->set_memory_limit_in_bytes(100 << 20);
-  // A RuntimeClass's overhead is for guest and VMM together.
-  EXPECT_EQ(SizeOf(pod, config).memory_bytes, (300u + config.vm.overhead_mib) << 20);
-  r->set_memory_limit_in_bytes(1);
-  EXPECT_GE(SizeOf(pod, config).memory_bytes, 128u << 20);
-}
-
 TEST(PodRequestTest, RefusesResourcesThatNoMachineHas) {
   constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
   runtime::v1::PodSandboxConfig config;
@@ -159,19 +141,6 @@ TEST(PodRequestTest, RefusesAConfigurationThatNoRecordHolds) {
   EXPECT_THAT(Error(Request(config)), HasSubstr("options: PodSandboxConfig is longer"));
   (*config.mutable_annotations())["a"] = std::string(900 << 10, 'x');
   EXPECT_TRUE(ParseCreate(Request(config), "/run/x").ok());
-}
-
-TEST(PodRequestTest, TheCgroupHasRoomForTheVm) {
-  const Config config;
-  LinuxContainerResources resources;
-  EXPECT_EQ(LimitsOf(resources, {}, 512u << 20, config).memory_bytes,
-            (512u + config.vm.overhead_mib + 256u) << 20);
-  EXPECT_GT(LimitsOf(resources, {}, 512u << 20, config).pids, 0u);
-  resources.set_memory_limit_in_bytes(300 << 20);
-  EXPECT_EQ(LimitsOf(resources, {}, 364u << 20, config).memory_bytes,
-            (300u + config.vm.overhead_mib + 256u) << 20);
-  resources.set_memory_limit_in_bytes(10 << 20);
-  EXPECT_EQ(LimitsOf(resources, {}, 364u << 20, config).memory_bytes, (364u + 256u) << 20);
 }
 
 TEST(PodRequestTest, Files) {

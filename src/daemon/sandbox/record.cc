@@ -50,16 +50,29 @@ ContainerStep ContainerStepFromJson(const json& j) {
   return s;
 }
 
+ContainerLimits ContainerLimitsFromJson(const json& j) {
+  ContainerLimits limits;
+  Get(j, "container_id", &limits.container_id);
+  Get(j, "memory_bytes", &limits.memory_bytes);
+  Get(j, "millicpus", &limits.millicpus);
+  return limits;
+}
+
+// A serialized message, in base64.
+void GetMessage(const json& object, const char* key, std::string* out) {
+  std::string encoded;
+  Get(object, key, &encoded);
+  if (!absl::Base64Unescape(encoded, out)) {
+    throw std::invalid_argument(absl::StrCat(key, " is not base64"));
+  }
+}
+
 Record FromJson(const json& j) {
   Record r;
   Get(j, "id", &r.id);
   Get(j, "namespace", &r.containerd_namespace);
   Get(j, "state", &r.state);
-  std::string encoded;
-  Get(j, "pod_config", &encoded);
-  if (!absl::Base64Unescape(encoded, &r.pod_config)) {
-    throw std::invalid_argument("pod_config is not base64");
-  }
+  GetMessage(j, "pod_config", &r.pod_config);
   Get(j, "netns_path", &r.netns_path);
   Get(j, "runtime_handler", &r.runtime_handler);
   Get(j, "cgroup_parent", &r.cgroup_parent);
@@ -69,6 +82,14 @@ Record FromJson(const json& j) {
   Get(j, "uid", &r.uid);
   Get(j, "vcpus", &r.vcpus);
   Get(j, "memory_bytes", &r.memory_bytes);
+  Get(j, "wanted_vcpus", &r.wanted_vcpus);
+  Get(j, "wanted_memory_bytes", &r.wanted_memory_bytes);
+  Get(j, "max_vcpus", &r.max_vcpus);
+  Get(j, "boot_memory_bytes", &r.boot_memory_bytes);
+  Get(j, "max_memory_bytes", &r.max_memory_bytes);
+  Get(j, "pod_updated", &r.pod_updated);
+  GetMessage(j, "pod_resources", &r.pod_resources);
+  GetMessage(j, "pod_overhead", &r.pod_overhead);
   Get(j, "vmm_pid", &r.vmm_pid);
   Get(j, "created_at_ns", &r.created_at_ns);
   Get(j, "started_at_ns", &r.started_at_ns);
@@ -89,6 +110,11 @@ Record FromJson(const json& j) {
   if (j.contains("container_steps")) {
     for (const json& s : j.at("container_steps")) {
       r.container_steps.push_back(ContainerStepFromJson(s));
+    }
+  }
+  if (j.contains("container_limits")) {
+    for (const json& limits : j.at("container_limits")) {
+      r.container_limits.push_back(ContainerLimitsFromJson(limits));
     }
   }
   return r;
@@ -127,6 +153,12 @@ std::string RecordToJson(const Record& r) {
                                {"source", s.source},
                                {"serial", s.serial}});
   }
+  json container_limits = json::array();
+  for (const ContainerLimits& limits : r.container_limits) {
+    container_limits.push_back({{"container_id", limits.container_id},
+                                {"memory_bytes", limits.memory_bytes},
+                                {"millicpus", limits.millicpus}});
+  }
   const json j = {{"schema", kRecordSchema},
                   {"id", r.id},
                   {"namespace", r.containerd_namespace},
@@ -141,6 +173,15 @@ std::string RecordToJson(const Record& r) {
                   {"uid", r.uid},
                   {"vcpus", r.vcpus},
                   {"memory_bytes", r.memory_bytes},
+                  {"wanted_vcpus", r.wanted_vcpus},
+                  {"wanted_memory_bytes", r.wanted_memory_bytes},
+                  {"max_vcpus", r.max_vcpus},
+                  {"boot_memory_bytes", r.boot_memory_bytes},
+                  {"max_memory_bytes", r.max_memory_bytes},
+                  {"pod_updated", r.pod_updated},
+                  {"pod_resources", absl::Base64Escape(r.pod_resources)},
+                  {"pod_overhead", absl::Base64Escape(r.pod_overhead)},
+                  {"container_limits", std::move(container_limits)},
                   {"vmm_pid", r.vmm_pid},
                   {"created_at_ns", r.created_at_ns},
                   {"started_at_ns", r.started_at_ns},

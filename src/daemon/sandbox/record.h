@@ -49,6 +49,13 @@ struct ContainerStep {
   std::string serial;
 };
 
+// What a container may use at most; 0: no limit.
+struct ContainerLimits {
+  std::string container_id;
+  uint64_t memory_bytes = 0;
+  uint64_t millicpus = 0;
+};
+
 struct Record {
   std::string id;
   std::string containerd_namespace;
@@ -63,8 +70,22 @@ struct Record {
   uint32_t agent_protocol = 0;
   std::vector<std::string> agent_features;
   uint32_t uid = 0;
+  // What the VM has. The memory is what the guest has taken.
   uint32_t vcpus = 0;
   uint64_t memory_bytes = 0;
+  // What it is to have, and what it can have at least and at most; 0 in the records of daemons that
+  // resized nothing.
+  uint32_t wanted_vcpus = 0;
+  uint64_t wanted_memory_bytes = 0;
+  uint32_t max_vcpus = 0;
+  uint64_t boot_memory_bytes = 0;
+  uint64_t max_memory_bytes = 0;
+  // runtime.v1.LinuxContainerResources, serialized, of the last Update; without one the
+  // pod_config's hold.
+  bool pod_updated = false;
+  std::string pod_resources;
+  std::string pod_overhead;
+  std::vector<ContainerLimits> container_limits;  // of those that have any
   uint32_t vmm_pid = 0;
   int64_t created_at_ns = 0;  // CLOCK_REALTIME
   int64_t started_at_ns = 0;

@@ -13,6 +13,7 @@
 #include "magnetar/ports.h"
 #include "magnetar/status.h"
 #include "src/daemon/config/log.h"
+#include "src/daemon/sandbox/sizes.h"
 
 namespace magnetar::daemon {
 namespace {
@@ -337,12 +338,14 @@ Co<absl::Status> Sandbox::Update(UpdatedResources resources) {
   }
   const Record now = record_->Get();
   if (state_ != SandboxState::kReady) co_return absl::OkStatus();
-  const SandboxLimits limits =
-      LimitsOf(resources.resources, resources.overhead, now.memory_bytes, env_->config);
-  auto blocking = RunBlocking(*env_->blocking, [env = env_, now, limits] {
-    return env->cgroups->Update(now.cgroup_parent, now.id, limits);
-  });
-  const absl::Status status = co_await std::move(blocking);
+  MAGNETAR_CO_RETURN_IF_ERROR(CheckFits(now, resources.resources, env_->config));
+  MAGNETAR_CO_RETURN_IF_ERROR(record_->Update([&](Record& record) {
+    record.pod_updated = true;
+    record.pod_resources = resources.resources.SerializeAsString();
+    record.pod_overhead = resources.overhead.SerializeAsString();
+  }));
+  auto resize = machine_->Resize();
+  const absl::Status status = co_await std::move(resize);
   co_return status;
 }
 

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -81,13 +82,19 @@ std::string StatusInfoJson(const SandboxSnapshot& snapshot, const Record& record
   for (const RecordedProcess& p : record.processes) {
     processes.push_back({{"name", p.name}, {"pid", p.identity.pid}});
   }
-  info["magnetar"] = {{"state", std::string(SandboxStateName(snapshot.state))},
-                      {"vmm", record.vmm},
-                      {"vcpus", record.vcpus},
-                      {"memoryBytes", record.memory_bytes},
-                      {"uid", record.uid},
-                      {"exitReason", record.exit_reason},
-                      {"processes", std::move(processes)}};
+  info["magnetar"] = {
+      {"state", std::string(SandboxStateName(snapshot.state))},
+      {"vmm", record.vmm},
+      {"vcpus", record.vcpus},
+      {"memoryBytes", record.memory_bytes},
+      {"wantedVcpus", std::max(record.wanted_vcpus, record.vcpus)},
+      {"wantedMemoryBytes",
+       record.wanted_memory_bytes != 0 ? record.wanted_memory_bytes : record.memory_bytes},
+      {"maxVcpus", record.max_vcpus},
+      {"maxMemoryBytes", record.max_memory_bytes},
+      {"uid", record.uid},
+      {"exitReason", record.exit_reason},
+      {"processes", std::move(processes)}};
   // Labels may hold anything; the answer is UTF-8.
   return info.dump(-1, ' ', false, json::error_handler_t::replace);
 }

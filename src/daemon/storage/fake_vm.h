@@ -39,6 +39,7 @@ class FakeVm : public vmm::Vm {
   }
   Co<absl::Status> AddNic(vmm::NicSpec) override { co_return absl::OkStatus(); }
   Co<absl::Status> RemoveNic(std::string) override { co_return absl::OkStatus(); }
+  Co<absl::StatusOr<vmm::Size>> GetSize() override { co_return vmm::Size(); }
   Co<absl::Status> Resize(uint32_t, uint64_t) override { co_return absl::OkStatus(); }
   Co<absl::Status> Pause() override { co_return absl::OkStatus(); }
   Co<absl::Status> Resume() override { co_return absl::OkStatus(); }

@@ -16,6 +16,8 @@ struct FakeWorld::Vm {
   explicit Vm(const asio::any_io_executor& executor) : over(executor) {}
   AsyncFlag over;
   ExitRecord exit;
+  vmm::Size size;
+  uint64_t wanted_memory_bytes = 0;
   const vmm::Vm* told = nullptr;  // whose handler it is
   std::function<void(const vmm::Event&)> on_event;
 
@@ -95,6 +97,7 @@ class FakeLauncher : public SupervisorLauncher {
     if (!status.ok()) co_return status;
     const asio::any_io_executor executor = co_await asio::this_coro::executor;
     auto vm = std::make_shared<FakeWorld::Vm>(executor);
+    vm->size = world_->planned;
     world_->vms_[launch.directory()] = vm;
     co_return std::make_shared<FakeSupervisor>(world_, vm);
   }
@@ -127,6 +130,10 @@ class FakeAgent : public AgentClient {
     auto note = world_->NoteAsync("agent.setup");
     const absl::Status status = co_await std::move(note);
     co_return status;
+  }
+  Co<absl::Status> Resize(agent::v1::ResizeRequest request, std::chrono::nanoseconds) override {
+    world_->leaving_bytes = request.leaving_bytes();
+    co_return world_->Note("agent.resize");
   }
   Co<absl::StatusOr<agent::v1::ListContainersResponse>> ListContainers(
       std::chrono::nanoseconds) override {
@@ -190,7 +197,14 @@ class FakeVm : public vmm::Vm {
   Co<absl::Status> RemoveDisk(std::string) override { co_return absl::OkStatus(); }
   Co<absl::Status> AddNic(vmm::NicSpec) override { co_return absl::OkStatus(); }
   Co<absl::Status> RemoveNic(std::string) override { co_return absl::OkStatus(); }
-  Co<absl::Status> Resize(uint32_t, uint64_t) override { co_return absl::OkStatus(); }
+  Co<absl::StatusOr<vmm::Size>> GetSize() override { co_return vm_->size; }
+  Co<absl::Status> Resize(uint32_t vcpus, uint64_t memory_bytes) override {
+    const absl::Status status = world_->Note("vm.resize");
+    if (!status.ok()) co_return status;
+    vm_->size.vcpus = std::max(vm_->size.vcpus, vcpus);
+    vm_->wanted_memory_bytes = memory_bytes;
+    co_return absl::OkStatus();
+  }
   Co<absl::Status> Pause() override { co_return absl::OkStatus(); }
   Co<absl::Status> Resume() override { co_return absl::OkStatus(); }
   Co<absl::Status> Save(vmm::CloneSource) override { co_return absl::OkStatus(); }
@@ -215,7 +229,12 @@ class FakeDriver : public vmm::Driver {
   explicit FakeDriver(FakeWorld* world) : world_(world) {}
   std::string_view name() const override { return "fake"; }
   const vmm::Capabilities& capabilities() const override { return capabilities_; }
-  absl::StatusOr<vmm::LaunchPlan> Plan(const vmm::MachineSpec&) const override {
+  absl::StatusOr<vmm::LaunchPlan> Plan(const vmm::MachineSpec& spec) const override {
+    world_->planned = {.vcpus = spec.vcpus,
+                       .max_vcpus = spec.max_vcpus,
+                       .memory_bytes = spec.memory_bytes,
+                       .boot_memory_bytes = spec.memory_bytes,
+                       .max_memory_bytes = spec.max_memory_bytes};
     absl::Status status = world_->Note("driver.plan");
     if (!status.ok()) return status;
     return vmm::LaunchPlan();
@@ -228,7 +247,7 @@ class FakeDriver : public vmm::Driver {
 
  private:
   FakeWorld* world_;
-  vmm::Capabilities capabilities_;
+  vmm::Capabilities capabilities_{.resize_cpus = true, .resize_memory = true};
 };
 
 class FakeCgroups : public CgroupManager {
@@ -412,18 +431,19 @@ void FakeWorld::Down() {
 }
 
 void FakeWorld::Restart() {
-  auto look = [](FakeWorld* world) -> Co<std::vector<std::string>> {
-    std::vector<std::string> running;
+  auto look = [](FakeWorld* world) -> Co<std::map<std::string, vmm::Size>> {
+    std::map<std::string, vmm::Size> running;
     for (const auto& [directory, vm] : world->vms_) {
-      if (!vm->over.is_set()) running.push_back(directory);
+      if (!vm->over.is_set()) running[directory] = vm->size;
     }
     co_return running;
   };
-  const std::vector<std::string> alive = Await(look(this));
+  const std::map<std::string, vmm::Size> alive = Await(look(this));
   Down();
   Up();
-  for (const std::string& directory : alive) {
+  for (const auto& [directory, size] : alive) {
     vms_[directory] = std::make_shared<Vm>(io_->get_executor());
+    vms_[directory]->size = size;
   }
 }
 
@@ -542,6 +562,14 @@ std::vector<std::string> FakeWorld::Residues() {
 void FakeWorld::KillVm(const std::string& id) {
   asio::post(*io_, [this, directory = Directory(id)] {
     vms_.at(directory)->End(139, "qemu: killed by SIGSEGV");
+  });
+}
+
+void FakeWorld::TakeMemory(const std::string& id) {
+  asio::post(*io_, [this, directory = Directory(id)] {
+    Vm& vm = *vms_.at(directory);
+    vm.size.memory_bytes = vm.wanted_memory_bytes;
+    if (vm.on_event) vm.on_event({vmm::Event::Kind::kMemoryChanged, ""});
   });
 }
 

@@ -87,6 +87,8 @@ class FakeWorld {
   // From now on the call is made and does not return, until the daemon dies or Release.
   void Hold(const std::string& call);
   void Release();
+  // The guest has taken, or given back, what it was asked to.
+  void TakeMemory(const std::string& id);
   // The VMM closes its connection, and lives on.
   void DropVmm(const std::string& id);
   void Advance(std::chrono::nanoseconds time) { clock_.offset_ns += time.count(); }
@@ -97,11 +99,14 @@ class FakeWorld {
 
   // What the agent says in Hello.
   std::atomic<uint32_t> agent_protocol{1};
+  // Of the latest agent.resize.
+  std::atomic<uint64_t> leaving_bytes{0};
   // Of the latest cgroup.update.
   std::atomic<uint64_t> updated_memory_bytes{0};
 
   // For the fakes.
   struct Vm;
+  vmm::Size planned;  // of the latest driver.plan
   absl::Status Note(const std::string& call);
   // Note for a call that blocks, and for a coroutine on the event thread, if it is held.
   absl::Status NoteBlocking(const std::string& call);
@@ -129,7 +134,7 @@ class FakeWorld {
   mutable std::mutex mutex_;
   std::condition_variable noted_;
   std::vector<std::string> calls_;
-  std::vector<std::string> features_ = {"feature"};
+  std::vector<std::string> features_ = {"feature", "resize"};
   std::map<std::string, absl::Status> failures_;
   std::set<std::string> things_;
   std::set<std::string> held_;

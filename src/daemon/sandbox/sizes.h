@@ -1,0 +1,49 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+#include "cri/runtime.pb.h"
+#include "src/daemon/cgroup/sandbox_cgroup.h"
+#include "src/daemon/config/config.h"
+#include "src/daemon/sandbox/record.h"
+
+// How large a VM is, and the cgroup around it: from the limits of a pod and of its containers.
+// No state, no I/O.
+namespace magnetar::daemon {
+
+struct MachineSize {
+  uint32_t vcpus = 1;
+  uint64_t memory_bytes = 0;
+};
+
+// A pod's limits become the VM's size, `vm.overhead_mib` for the guest's own needs added; without
+// limits the configured default. What a RuntimeClass's overhead adds to the pod's cgroup beyond
+// that is left to the VMM and its helpers, which live in it.
+MachineSize SizeOf(const runtime::v1::LinuxContainerResources& pod, const Config& config);
+
+// How far a VM of this size may grow: `host_memory_bytes` bounds it where the configuration does
+// not.
+MachineSize LargestSize(const MachineSize& boot, const Config& config, uint64_t host_memory_bytes);
+
+// The limits in an OCI runtime spec as containerd has it; none where it holds nonsense, at which
+// the container will fail.
+ContainerLimits LimitsOfSpec(const std::string& container_id, const std::string& spec_json);
+
+// What the VM is to have now: enough for the pod's limits and for all of its containers', within
+// what it can have.
+MachineSize WantedSize(const Record& record, const Config& config);
+
+// FAILED_PRECONDITION names the limit that the sandbox's VM cannot grow to.
+absl::Status CheckFits(const Record& record, const runtime::v1::LinuxContainerResources& pod,
+                       const Config& config);
+
+// The limits of the cgroup around the VMM: never less memory than the VM has, or is about to have,
+// whatever the pod's limit has become since it was made.
+SandboxLimits LimitsOf(const runtime::v1::LinuxContainerResources& resources,
+                       const runtime::v1::LinuxContainerResources& overhead,
+                       uint64_t vm_memory_bytes, const Config& config);
+SandboxLimits LimitsOf(const Record& record, const Config& config);
+
+}  // namespace magnetar::daemon

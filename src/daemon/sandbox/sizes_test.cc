@@ -1,0 +1,131 @@
+#include "src/daemon/sandbox/sizes.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace magnetar::daemon {
+namespace {
+
+using runtime::v1::LinuxContainerResources;
+using testing::HasSubstr;
+
+constexpr uint64_t kMiB = 1 << 20;
+
+Record Booted(uint32_t vcpus, uint64_t memory_mib) {
+  Record record;
+  record.vcpus = vcpus;
+  record.memory_bytes = record.boot_memory_bytes = memory_mib * kMiB;
+  record.max_vcpus = 8;
+  record.max_memory_bytes = 4096 * kMiB;
+  return record;
+}
+
+TEST(SizesTest, SizeFollowsTheLimits) {
+  Config config;
+  LinuxContainerResources pod;
+  EXPECT_EQ(SizeOf(pod, config).vcpus, config.vm.vcpus);
+  EXPECT_EQ(SizeOf(pod, config).memory_bytes, config.vm.memory_mib << 20);
+  pod.set_cpu_quota(250000);
+  pod.set_cpu_period(100000);
+  pod.set_memory_limit_in_bytes(300 << 20);
+  EXPECT_EQ(SizeOf(pod, config).vcpus, 3u);
+  EXPECT_EQ(SizeOf(pod, config).memory_bytes, (300u + config.vm.overhead_mib) << 20);
+  pod.set_memory_limit_in_bytes(1);
+  EXPECT_GE(SizeOf(pod, config).memory_bytes, 128u << 20);
+}
+
+TEST(SizesTest, TheCgroupHasRoomForTheVm) {
+  const Config config;
+  LinuxContainerResources resources;
+  EXPECT_EQ(LimitsOf(resources, {}, 512u << 20, config).memory_bytes,
+            (512u + config.vm.overhead_mib + 256u) << 20);
+  EXPECT_GT(LimitsOf(resources, {}, 512u << 20, config).pids, 0u);
+  resources.set_memory_limit_in_bytes(300 << 20);
+  EXPECT_EQ(LimitsOf(resources, {}, 364u << 20, config).memory_bytes,
+            (300u + config.vm.overhead_mib + 256u) << 20);
+  resources.set_memory_limit_in_bytes(10 << 20);
+  EXPECT_EQ(LimitsOf(resources, {}, 364u << 20, config).memory_bytes, (364u + 256u) << 20);
+  Record growing = Booted(1, 512);
+  growing.wanted_memory_bytes = 1024 * kMiB;
+  EXPECT_GE(LimitsOf(growing, config).memory_bytes, (1024u + 256u) << 20);
+}
+
+TEST(SizesTest, LimitsOfASpec) {
+  const ContainerLimits limits = LimitsOfSpec(
+      "c",
+      R"({"linux":{"resources":{"memory":{"limit":1048576},"cpu":{"quota":50000,"period":100000}}}})");
+  EXPECT_EQ(limits.container_id, "c");
+  EXPECT_EQ(limits.memory_bytes, 1048576u);
+  EXPECT_EQ(limits.millicpus, 500u);
+  for (const char* none :
+       {"", "[]", "{}", R"({"linux":7})", R"({"linux":{"resources":{"memory":{"limit":-1}}}})",
+        R"({"linux":{"resources":{"memory":{"limit":"x"},"cpu":{"quota":-1,"period":0}}}})"}) {
+    EXPECT_EQ(LimitsOfSpec("c", none).memory_bytes, 0u) << none;
+    EXPECT_EQ(LimitsOfSpec("c", none).millicpus, 0u) << none;
+  }
+}
+
+TEST(SizesTest, GrowsWithItsContainers) {
+  const Config config;
+  Record record = Booted(1, 512);
+  EXPECT_EQ(WantedSize(record, config).memory_bytes, 512 * kMiB);
+  record.container_limits = {{"a", 300 * kMiB, 700}, {"b", 500 * kMiB, 700}};
+  EXPECT_EQ(WantedSize(record, config).memory_bytes, (800 + config.vm.overhead_mib) * kMiB);
+  EXPECT_EQ(WantedSize(record, config).vcpus, 2u);
+  record.vcpus = 2;
+  record.container_limits.clear();
+  EXPECT_EQ(WantedSize(record, config).memory_bytes, 512 * kMiB);
+  EXPECT_EQ(WantedSize(record, config).vcpus, 2u);
+  // No more than it can have, whatever is asked for.
+  record.container_limits = {{"a", UINT64_MAX, UINT64_MAX}, {"b", UINT64_MAX, UINT64_MAX}};
+  EXPECT_EQ(WantedSize(record, config).memory_bytes, 4096 * kMiB);
+  EXPECT_EQ(WantedSize(record, config).vcpus, 8u);
+}
+
+TEST(SizesTest, GrowsInStepsThatAGuestCanTake) {
+  const Config config;
+  Record record = Booted(1, 130);
+  record.container_limits = {{"a", 100 * kMiB, 0}};
+  EXPECT_EQ((WantedSize(record, config).memory_bytes - 130 * kMiB) % vmm::kMemoryStep, 0u);
+  EXPECT_GE(WantedSize(record, config).memory_bytes, (100 + config.vm.overhead_mib) * kMiB);
+}
+
+TEST(SizesTest, AVmThatCannotGrowStays) {
+  const Config config;
+  Record record = Booted(1, 512);
+  record.boot_memory_bytes = record.max_memory_bytes = 0;
+  record.max_vcpus = 0;
+  record.container_limits = {{"a", 1024 * kMiB, 5000}};
+  EXPECT_EQ(WantedSize(record, config).memory_bytes, 512 * kMiB);
+  EXPECT_EQ(WantedSize(record, config).vcpus, 1u);
+}
+
+TEST(SizesTest, WhatDoesNotFitIsNamed) {
+  const Config config;
+  const Record record = Booted(1, 512);
+  LinuxContainerResources pod;
+  pod.set_memory_limit_in_bytes(int64_t{1} << 30);
+  EXPECT_TRUE(CheckFits(record, pod, config).ok());
+  pod.set_memory_limit_in_bytes(int64_t{5} << 30);
+  EXPECT_TRUE(absl::IsFailedPrecondition(CheckFits(record, pod, config)));
+  EXPECT_THAT(CheckFits(record, pod, config).message(), HasSubstr("memory_limit_in_bytes"));
+  pod.Clear();
+  pod.set_cpu_quota(900000);
+  pod.set_cpu_period(100000);
+  EXPECT_THAT(CheckFits(record, pod, config).message(), HasSubstr("cpu_quota"));
+}
+
+TEST(SizesTest, TheHostOrTheConfigurationSetsTheMost) {
+  Config config;
+  const MachineSize boot{.vcpus = 1, .memory_bytes = 512 * kMiB};
+  EXPECT_EQ(LargestSize(boot, config, 1000 * kMiB).memory_bytes, (512 + 384) * kMiB);
+  EXPECT_EQ(LargestSize(boot, config, 100 * kMiB).memory_bytes, 512 * kMiB);
+  config.vm.max_memory_mib = 640;
+  config.vm.max_vcpus = 4;
+  EXPECT_EQ(LargestSize(boot, config, 4096 * kMiB).memory_bytes, 640 * kMiB);
+  EXPECT_EQ(LargestSize(boot, config, 4096 * kMiB).vcpus, 4u);
+  EXPECT_EQ(LargestSize({.vcpus = 9, .memory_bytes = kMiB}, config, 0).vcpus, 9u);
+}
+
+}  // namespace
+}  // namespace magnetar::daemon

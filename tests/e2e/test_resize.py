@@ -1,0 +1,150 @@
+"""Pods and containers that are given more, and less, while they run."""
+
+import json
+import re
+
+import grpc
+import pytest
+
+from harness.controller import Controller
+from stack.services import wait_until
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(400)]
+
+MIB = 1 << 20
+# Larger than what the tests give a pod to begin with, smaller than what they give it then.
+MUCH_MIB = 600
+CRI_UPDATE = "/runtime.v1.RuntimeService/UpdatePodSandboxResources"
+
+
+def memory_mib(container):
+    """What the guest's kernel has."""
+    return int(re.search(r"MemTotal:\s+(\d+) kB", container.output("cat", "/proc/meminfo"))[1]) // 1024
+
+
+def cpus(container):
+    return int(container.output("nproc"))
+
+
+def record(pod):
+    """What the daemon knows of the VM's size."""
+    return json.loads((pod.stack.sandbox_record(pod) / "sandbox.json").read_text())
+
+
+def wait_memory(container, fits, what):
+    return wait_until(lambda: fits(memory_mib(container)), 120, f"the guest has no {what}, but {memory_mib(container)} MiB", interval=0.2)
+
+
+def hold(container, mib):
+    """Whether a process of the container can have so much memory: a block that dd fills."""
+    held = container.exec("dd", "if=/dev/zero", "of=/dev/null", f"bs={mib}M", "count=1", check=False, timeout=120)
+    return held.returncode == 0 and "1+0 records out" in held.stderr
+
+
+def test_a_container_is_given_more_and_less(pod):
+    container = pod.shell(linux={"resources": {"memory_limit_in_bytes": 100 * MIB}})
+    before = memory_mib(container)
+    assert before < MUCH_MIB
+    container.crictl.run("update", "--memory", str(1000 * MIB), container.id)
+    # At once in its cgroup, by and by in the VM.
+    assert container.output("cat", "/sys/fs/cgroup/memory.max") == f"{1000 * MIB}\n"
+    wait_memory(container, lambda mib: mib > 900, "more memory")
+    assert hold(container, MUCH_MIB)
+    container.crictl.run("update", "--memory", str(100 * MIB), container.id)
+    wait_memory(container, lambda mib: mib < before + 64, "less memory")
+    assert record(pod)["memory_bytes"] == record(pod)["wanted_memory_bytes"] == record(pod)["boot_memory_bytes"]
+
+
+def test_a_container_is_given_processors(stack):
+    with stack.pod() as pod:
+        container = pod.shell()
+        assert cpus(container) == 1
+        container.crictl.run("update", "--cpu-period", "100000", "--cpu-quota", "250000", container.id)
+        wait_until(lambda: cpus(container) == 3, 60, "the guest has no third processor", interval=0.2)
+        assert container.output("cat", "/sys/fs/cgroup/cpu.max") == "250000 100000\n"
+
+
+def test_a_container_that_needs_more_than_the_pod_has(stack):
+    """crictl's pods, unlike the kubelet's, do not say what their containers will need."""
+    with stack.pod() as pod:
+        first = pod.shell(linux={"resources": {"memory_limit_in_bytes": 200 * MIB}})
+        assert memory_mib(first) < MUCH_MIB
+        second = pod.shell(linux={"resources": {"memory_limit_in_bytes": 800 * MIB}})
+        wait_memory(second, lambda mib: mib > 900, "room for both")
+        assert hold(second, MUCH_MIB)
+        second.remove()
+        wait_memory(first, lambda mib: mib < MUCH_MIB, "memory to give back")
+
+
+def update_pod(stack, pod, **resources):
+    """Controller.Update as containerd 2.3 sends it."""
+    controller = Controller(stack.daemon.socket)
+    try:
+        value = json.dumps({"Overhead": None, "Resources": resources}).encode()
+        sandbox = controller.types.Sandbox(sandbox_id=pod.id)
+        sandbox.extensions["updated-resources"].CopyFrom(controller.any("io.containerd.cri.v1/UpdatedResources", value))
+        controller.call("Update", sandbox_id=pod.id, sandbox=sandbox, fields=["extensions"])
+    finally:
+        controller.close()
+
+
+def host_limit(pod):
+    """memory.max of the sandbox's cgroup on the host, or its form of v1."""
+    for line in open(f"/proc/{pod.vmm()}/cgroup"):
+        hierarchy, controllers, path = line.rstrip("\n").split(":", 2)
+        if hierarchy == "0" and not controllers:
+            unified = path
+        if "memory" in controllers.split(","):
+            return int(open(f"/sys/fs/cgroup/memory{path}/memory.limit_in_bytes").read())
+    return int(open(f"/sys/fs/cgroup{unified}/memory.max").read())
+
+
+def test_a_pod_is_given_more_and_less(stack):
+    with stack.pod(linux={"resources": {"memory_limit_in_bytes": 200 * MIB}}) as pod:
+        container = pod.shell()
+        limit = host_limit(pod)
+        update_pod(stack, pod, memory_limit_in_bytes=800 * MIB, cpu_quota=200000, cpu_period=100000)
+        assert cpus(container) == 2
+        assert host_limit(pod) >= limit + 600 * MIB
+        wait_memory(container, lambda mib: mib > 700, "more memory")
+        assert hold(container, MUCH_MIB)
+        update_pod(stack, pod, memory_limit_in_bytes=200 * MIB)
+        wait_memory(container, lambda mib: mib < 300, "less memory")
+        wait_until(lambda: host_limit(pod) == limit, 30, f"the host keeps a limit of {host_limit(pod)}, not {limit}", interval=0.2)
+
+
+def test_more_than_it_can_have(stack):
+    with stack.pod() as pod:
+        with pytest.raises(grpc.RpcError) as error:
+            update_pod(stack, pod, memory_limit_in_bytes=1 << 45)
+        assert error.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+        assert "Resources.memory_limit_in_bytes" in error.value.details()
+        assert record(pod)["wanted_memory_bytes"] in (0, record(pod)["memory_bytes"])
+
+
+def test_through_the_newest_containerd(newest_stack):
+    """UpdatePodSandboxResources, with which a kubelet resizes a pod in place."""
+    with newest_stack.pod(linux={"resources": {"memory_limit_in_bytes": 200 * MIB}}) as pod:
+        container = pod.shell()
+        # UpdatePodSandboxResourcesRequest {pod_sandbox_id = 1, resources = 3 {memory_limit_in_bytes = 4}}
+        amount = bytearray([4 << 3])
+        value = 800 * MIB
+        while value:
+            amount.append((value & 0x7F) | (0x80 if value > 0x7F else 0))
+            value >>= 7
+        name = pod.id.encode()
+        request = bytes([1 << 3 | 2, len(name)]) + name + bytes([3 << 3 | 2, len(amount)]) + bytes(amount)
+        with grpc.insecure_channel(f"unix://{newest_stack.containerd.socket}") as channel:
+            channel.unary_unary(CRI_UPDATE)(request, timeout=60)
+        container.crictl.run("update", "--memory", str(800 * MIB), container.id)
+        wait_memory(container, lambda mib: mib > 700, "more memory")
+
+
+def test_the_next_daemon_goes_on(own_stack):
+    with own_stack.pod() as pod:
+        container = pod.shell(linux={"resources": {"memory_limit_in_bytes": 100 * MIB}})
+        own_stack.daemon.service.kill()
+        # Straight into the guest; the daemon hears of it when it is back.
+        container.crictl.run("update", "--memory", str(1000 * MIB), container.id)
+        own_stack.start_daemon()
+        wait_memory(container, lambda mib: mib > 900, "more memory")
