@@ -24,6 +24,8 @@ TEST_F(GuestPodTest, AnswersHeartbeats) {
         vm_->Call<agent::v1::BeatResponse>(heart, "magnetar.agent.v1.Heartbeat", "Beat", request);
     ASSERT_TRUE(beat.ok()) << beat.status();
     EXPECT_LT(beat->main_loop_age_ms(), 1000U);
+    EXPECT_GT(beat->agent_peak_rss_bytes(), 1U << 20);
+    EXPECT_LT(beat->agent_peak_rss_bytes(), 8U << 20);
     EXPECT_GT(beat->uptime_ns(), 0);
   }
   // Two hours ahead by now.

@@ -196,8 +196,16 @@ TEST_F(GuestVmTest, PausesResumesAndCounts) {
   EXPECT_EQ(Kill(task, "pause", 9), absl::OkStatus());
   EXPECT_EQ(Wait(task, "pause")->exit_status(), 137U);
   EXPECT_EQ(vm_->Task<v3::PidsResponse>(task, "Pids", pids)->processes_size(), 1);
-  EXPECT_TRUE(vm_->Task<v3::StatsResponse>(task, "Stats", stats).ok());
+  // Its counters stay until it is deleted.
+  const uint64_t used = metrics.cpu().usage_usec();
+  answer = vm_->Task<v3::StatsResponse>(task, "Stats", stats);
+  ASSERT_TRUE(answer.ok()) << answer.status();
+  ASSERT_TRUE(metrics.ParseFromString(answer->stats().value()));
+  EXPECT_GE(metrics.cpu().usage_usec(), used);
+  EXPECT_EQ(metrics.pids().current(), 0U);
   EXPECT_TRUE(Delete(task, "pause").ok());
+  EXPECT_EQ(vm_->Task<v3::StatsResponse>(task, "Stats", stats).status().code(),
+            absl::StatusCode::kNotFound);
 }
 
 TEST_F(GuestVmTest, TellsThatAContainerRanOutOfMemory) {

@@ -1,5 +1,7 @@
 #include "guest-agent/transport/heartbeat.h"
 
+#include <sys/resource.h>
+
 #include <ctime>
 
 #include "guest-agent/transport/clock.h"
@@ -16,6 +18,11 @@ Co<absl::StatusOr<agent::v1::BeatResponse>> Beat(MainLoopWatch* watch,
   agent::v1::BeatResponse response;
   response.set_main_loop_age_ms(watch->AgeMs());
   response.set_uptime_ns(int64_t{uptime.tv_sec} * 1000000000 + uptime.tv_nsec);
+  // A call, where /proc would be a file.
+  rusage usage{};
+  if (::getrusage(RUSAGE_SELF, &usage) == 0) {
+    response.set_agent_peak_rss_bytes(static_cast<uint64_t>(usage.ru_maxrss) << 10);
+  }
   co_return response;
 }
 

@@ -17,7 +17,8 @@ std::string ExitJson(const v1::ExitRecord& record) {
   const nlohmann::json json = {{"status", record.status()},
                                {"exited_at_ns", record.exited_at_ns()},
                                {"reason", record.reason()},
-                               {"last_lines", record.last_lines()}};
+                               {"last_lines", record.last_lines()},
+                               {"unkillable", record.unkillable()}};
   // A process's name or an error's text need not be UTF-8.
   return absl::StrCat(json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace), "\n");
 }

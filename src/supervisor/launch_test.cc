@@ -95,9 +95,11 @@ TEST(ExitFile, IsJsonWhateverTheTextHolds) {
   record.set_exited_at_ns(1700000000123456789);
   record.set_reason("qemu: killed by SIGKILL");
   record.set_last_lines("a \"b\"\n\xff\x01");
+  record.set_unkillable(true);
   EXPECT_EQ(ExitJson(record),
             "{\"exited_at_ns\":1700000000123456789,\"last_lines\":\"a \\\"b\\\"\\n\xef\xbf\xbd"
-            "\\u0001\",\"reason\":\"qemu: killed by SIGKILL\",\"status\":137}\n");
+            "\\u0001\",\"reason\":\"qemu: killed by SIGKILL\",\"status\":137,"
+            "\"unkillable\":true}\n");
 }
 
 TEST(ExitFile, IsWrittenWhole) {

@@ -142,8 +142,9 @@ void Machine::SetReason(std::string reason) {
   ended_at_ns_ = NowNs();
 }
 
-void Machine::Kill(const std::string& reason) {
+void Machine::Kill(const std::string& reason, bool unkillable) {
   if (ending_.is_open()) return;
+  unkillable_ = unkillable;
   SetReason(absl::StrCat(VmmName(), ": ", reason));
   SetEnding();
 }
@@ -314,6 +315,7 @@ Co<void> Machine::Run() {
   record.set_exited_at_ns(ended_at_ns_);
   record.set_reason(reason_);
   record.set_last_lines(LastWords(ring_));
+  record.set_unkillable(unkillable_);
   const absl::Status written = exit_file_.Write(record);
   Log(absl::StrCat("VM ended: ", reason_));
   if (!written.ok()) Log(std::string(written.message()));

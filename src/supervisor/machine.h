@@ -33,8 +33,9 @@ class Machine {
   // long as that takes, for a helper stuck in the kernel not for ever.
   Co<void> Run();
 
-  // Ends every process. `reason` is recorded unless something ended before.
-  void Kill(const std::string& reason);
+  // Ends every process. `reason` is recorded unless something ended before. `unkillable`: because
+  // the guest does not end a container.
+  void Kill(const std::string& reason, bool unkillable = false);
 
   void SetReady();
   // A line of the supervisor's own into the ring and, if that takes it at once, to stderr.
@@ -88,6 +89,7 @@ class Machine {
   int pumps_ = 0;
   std::vector<Running> processes_;
   std::string reason_;
+  bool unkillable_ = false;
   int64_t ended_at_ns_ = 0;
   uint32_t vmm_status_ = 127;  // as a shell tells it of what could not be started
   std::optional<v1::ExitRecord> exit_;

@@ -138,8 +138,9 @@ absl::Status RunSupervisor(const v1::Launch& launch) {
     }
   }
 
-  KillWatch kills(std::chrono::seconds(launch.unkillable_after_seconds()),
-                  [&machine](const std::string& reason) { machine.Kill(reason); });
+  KillWatch kills(
+      std::chrono::seconds(launch.unkillable_after_seconds()),
+      [&machine](const std::string& reason) { machine.Kill(reason, /*unkillable=*/true); });
 
   asio::signal_set signals(context, SIGTERM, SIGINT);
   signals.async_wait([&machine](boost::system::error_code error, int) {
