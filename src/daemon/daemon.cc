@@ -30,6 +30,11 @@
 #include "src/daemon/choose_vmm.h"
 #include "src/daemon/config/log.h"
 #include "src/daemon/controller/server.h"
+#include "src/daemon/metrics/address.h"
+#include "src/daemon/metrics/http_server.h"
+#include "src/daemon/metrics/process_collector.h"
+#include "src/daemon/metrics/prometheus_metrics.h"
+#include "src/daemon/metrics/sandbox_collector.h"
 #include "src/daemon/run_directory.h"
 #include "src/daemon/sandbox/async.h"
 #include "src/daemon/sandbox/manager.h"
@@ -60,6 +65,7 @@ struct Daemon {
         manager(&environment) {}
 
   absl::Status Make();
+  absl::Status MakeMetrics();
 
   Options options;
   asio::io_context io;
@@ -82,6 +88,9 @@ struct Daemon {
   SandboxManager manager;
   UniqueFd lock;
   std::unique_ptr<ControllerServer> server;
+  // Only if they are to be had.
+  std::unique_ptr<PrometheusMetrics> metrics;
+  std::unique_ptr<HttpServer> metrics_server;
 };
 
 // The supervisor's path is a link to the version that is installed: a daemon keeps to the one it
@@ -125,6 +134,21 @@ absl::Status Daemon::Make() {
   environment.uids = &uids;
   environment.driver = vmm.driver.get();
   environment.transport = vmm.transport;
+  return MakeMetrics();
+}
+
+absl::Status Daemon::MakeMetrics() {
+  const std::string& address = options.config.metrics.address;
+  if (address.empty()) return absl::OkStatus();
+  absl::StatusOr<UniqueFd> listener = ListenForMetrics(address);
+  if (!listener.ok()) return Annotate(listener.status(), "metrics.address");
+  metrics = PrometheusMetrics::Create(
+      {MAGNETAR_VERSION, std::string(vmm.driver->name()), vmm.acceleration});
+  metrics->Add(std::make_shared<ProcessCollector>());
+  metrics->Add(std::make_shared<SandboxCollector>(&manager));
+  environment.metrics = metrics.get();
+  metrics_server = std::make_unique<HttpServer>(io.get_executor(), *std::move(listener),
+                                                [this] { return metrics->Text(); });
   return absl::OkStatus();
 }
 

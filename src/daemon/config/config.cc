@@ -12,8 +12,10 @@
 #include <toml++/toml.h>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "magnetar/files.h"
 #include "magnetar/status.h"
 
@@ -67,6 +69,36 @@ Setter AddressPath(std::string* out, size_t limit) {
     });
     if (status.ok() && !plain) return Wrong("may hold letters, digits and / . _ + - only");
     return status;
+  };
+}
+
+// Where to listen: "host:port", "[v6]:port" or "unix:/path"; empty: nowhere.
+Setter ListenAddress(std::string* out) {
+  return [out](const toml::node& node) {
+    const auto value = node.value_exact<std::string>();
+    if (!value) return Wrong("must be a string");
+    absl::string_view rest = *value;
+    if (rest.empty()) {
+      out->clear();
+      return absl::OkStatus();
+    }
+    if (absl::ConsumePrefix(&rest, "unix:")) {
+      std::string path;
+      absl::Status status = ShortPath(&path, 100)(toml::value<std::string>(std::string(rest)));
+      if (status.ok()) *out = *value;
+      return status;
+    }
+    const size_t colon = rest.rfind(':');
+    const absl::string_view host = rest.substr(0, colon);
+    uint32_t port = 0;
+    const bool whole = colon != absl::string_view::npos && !host.empty() &&
+                       absl::SimpleAtoi(rest.substr(colon + 1), &port) && port > 0 && port <= 65535;
+    const bool bracketed = host.size() > 2 && host.front() == '[' && host.back() == ']';
+    if (!whole || (!bracketed && host.find_first_of(":[]") != absl::string_view::npos)) {
+      return Wrong("must be empty, \"host:port\", \"[IPv6 address]:port\" or \"unix:/path\"");
+    }
+    *out = *value;
+    return absl::OkStatus();
   };
 }
 
@@ -154,6 +186,7 @@ std::map<std::string, std::map<std::string, Setter>> Keys(Config& config) {
         {"uid_base", Integer(&c.vm.uid_base, 1000, std::numeric_limits<int32_t>::max())},
         {"uid_count", Integer(&c.vm.uid_count, 1, 1 << 24)},
         {"console_ring_kib", Integer(&c.vm.console_ring_kib, 4, 16384)}}},
+      {"metrics", {{"address", ListenAddress(&c.metrics.address)}}},
       {"debug", {{"failpoints", TextList(&c.debug.failpoints)}}},
   };
 }

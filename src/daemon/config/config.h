@@ -67,6 +67,13 @@ struct Config {
     bool operator==(const Vm&) const = default;
   } vm;
 
+  struct Metrics {
+    // "host:port" or "unix:/path"; empty: none are offered.
+    std::string address;
+
+    bool operator==(const Metrics&) const = default;
+  } metrics;
+
   struct Debug {
     std::vector<std::string> failpoints;
 

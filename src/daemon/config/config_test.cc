@@ -77,6 +77,26 @@ TEST(ConfigTest, RunDirIsPartOfAnAddress) {
   }
 }
 
+TEST(ConfigTest, MetricsHaveAnAddressOrNone) {
+  for (const std::string& good :
+       std::vector<std::string>{"", "127.0.0.1:9100", "[::1]:9100", "localhost:1", "0.0.0.0:65535",
+                                "unix:/run/magnetar/metrics.sock"}) {
+    const auto config = ParseConfig("[metrics]\naddress = \"" + good + "\"\n", "c.toml");
+    ASSERT_TRUE(config.ok()) << config.status();
+    EXPECT_EQ(config->metrics.address, good);
+  }
+  for (const std::string& bad :
+       std::vector<std::string>{"9100", ":9100", "127.0.0.1", "127.0.0.1:", "127.0.0.1:0",
+                                "a:65536", "a:-1", "::1:9100", "[::1]", "a]:1", "[]:1", "a:http"}) {
+    EXPECT_THAT(Error("[metrics]\naddress = \"" + bad + "\"\n"),
+                HasSubstr("c.toml:2: metrics.address: must be empty, \"host:port\""))
+        << bad;
+  }
+  EXPECT_EQ(Error("[metrics]\naddress = \"unix:run/x\"\n"),
+            "c.toml:2: metrics.address: must be an absolute path");
+  EXPECT_EQ(Error("[metrics]\naddress = 9100\n"), "c.toml:2: metrics.address: must be a string");
+}
+
 TEST(ConfigTest, TheCommandLineIsHeldToTheSameRules) {
   Config config;
   EXPECT_TRUE(SetConfigText(&config, "log_level", "debug").ok());
@@ -161,7 +181,7 @@ TEST(ConfigTest, TheReferenceHasEveryKeyWithItsDefault) {
     EXPECT_THAT(part, HasSubstr(absl::StrCat("\n| `", key, "` | `", value, "` |"))) << section;
     ++keys;
   }
-  EXPECT_GE(keys, 27);
+  EXPECT_GE(keys, 28);
 }
 
 }  // namespace

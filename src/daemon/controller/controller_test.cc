@@ -10,6 +10,7 @@
 
 #include "containerd/sandbox.grpc.pb.h"
 #include "src/daemon/controller/server.h"
+#include "src/daemon/metrics/fake_metrics.h"
 #include "src/daemon/sandbox/testing/fake_world.h"
 
 namespace magnetar::daemon {
@@ -22,12 +23,14 @@ using ::testing::HasSubstr;
 class ControllerTest : public testing::Test {
  protected:
   ControllerTest() {
+    world_.env().metrics = &metrics_;
     world_.env().config.listen = world_.Directory("") + "s.sock";
     auto server = ControllerServer::Start(&world_.env(), &world_.manager());
     EXPECT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
-    stub_ = api::Controller::NewStub(grpc::CreateChannel("unix:" + world_.env().config.listen,
-                                                         grpc::InsecureChannelCredentials()));
+    channel_ = grpc::CreateChannel("unix:" + world_.env().config.listen,
+                                   grpc::InsecureChannelCredentials());
+    stub_ = api::Controller::NewStub(channel_);
   }
   ~ControllerTest() override { server_->Stop(); }
 
@@ -88,8 +91,10 @@ class ControllerTest : public testing::Test {
     return stub_->Update(&context, request, &response);
   }
 
+  FakeMetrics metrics_;
   FakeWorld world_;
   std::unique_ptr<ControllerServer> server_;
+  std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<api::Controller::Stub> stub_;
 };
 
@@ -188,6 +193,25 @@ TEST_F(ControllerTest, UpdateTakesResourcesAndNothingElse) {
   EXPECT_TRUE(Update("a", R"({"Resources":{"memory_limit_in_bytes":1073741824}})").ok());
   EXPECT_EQ(world_.Count("cgroup.update"), 1);
   EXPECT_GE(world_.updated_memory_bytes.load(), 1073741824u);
+}
+
+TEST_F(ControllerTest, CallsAreCountedByMethodAndCode) {
+  ASSERT_TRUE(Create("a").ok());
+  EXPECT_FALSE(Create("a").ok());
+  api::ControllerStatusResponse status;
+  EXPECT_FALSE(Status("b", &status).ok());
+  EXPECT_TRUE(Shutdown("a").ok());
+  // What is not served has no name of its own.
+  grpc::ClientContext context;
+  api::StoreGetRequest request;
+  api::StoreGetResponse response;
+  EXPECT_EQ(api::Store::NewStub(channel_)->Get(&context, request, &response).error_code(),
+            grpc::StatusCode::UNIMPLEMENTED);
+  EXPECT_EQ(metrics_.All("rpc"), (std::map<std::string, int>{{"rpc Create OK", 1},
+                                                             {"rpc Create ALREADY_EXISTS", 1},
+                                                             {"rpc Status NOT_FOUND", 1},
+                                                             {"rpc Shutdown OK", 1},
+                                                             {"rpc other UNIMPLEMENTED", 1}}));
 }
 
 TEST_F(ControllerTest, TheSocketIsThereForOne) {

@@ -9,10 +9,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "magnetar/files.h"
 #include "magnetar/status.h"
+#include "magnetar/unix_socket.h"
 #include "src/daemon/controller/controller_service.h"
-#include "src/daemon/sandbox/supervisor_client.h"
+#include "src/daemon/controller/rpc_metrics.h"
 
 namespace magnetar::daemon {
 namespace {
@@ -21,28 +21,15 @@ namespace {
 constexpr int kMaxMessageBytes = 16 << 20;
 constexpr std::chrono::seconds kDrain{2};
 
-absl::Status ClearSocketPath(const std::string& path) {
-  struct stat st;
-  if (::lstat(path.c_str(), &st) != 0) {
-    if (errno == ENOENT) return absl::OkStatus();
-    return ErrnoStatus(errno, absl::StrCat("stat ", path));
-  }
-  if (!S_ISSOCK(st.st_mode)) {
-    return absl::FailedPreconditionError(absl::StrCat("listen: ", path, " is no socket"));
-  }
-  if (ConnectUnix(path).ok()) {
-    return absl::FailedPreconditionError(absl::StrCat("listen: ", path, " is served already"));
-  }
-  return RemoveFile(path);
-}
-
 class GrpcControllerServer : public ControllerServer {
  public:
   GrpcControllerServer(const Environment* environment, SandboxManager* manager)
-      : path_(environment->config.listen), service_(environment, manager) {}
+      : path_(environment->config.listen),
+        metrics_(environment->metrics),
+        service_(environment, manager) {}
 
   absl::Status Listen() {
-    MAGNETAR_RETURN_IF_ERROR(ClearSocketPath(path_));
+    MAGNETAR_RETURN_IF_ERROR(Annotate(ClearSocketPath(path_), "listen"));
     grpc::ServerBuilder builder;
     builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
     builder.SetMaxSendMessageSize(kMaxMessageBytes);
@@ -50,6 +37,7 @@ class GrpcControllerServer : public ControllerServer {
     builder.AddListeningPort(absl::StrCat("unix:", path_), grpc::InsecureServerCredentials(),
                              &bound);
     builder.RegisterService(&service_);
+    CountRpcs(metrics_, builder);
     server_ = builder.BuildAndStart();
     if (server_ == nullptr || bound == 0) {
       return absl::UnavailableError(absl::StrCat("cannot listen on ", path_));
@@ -63,6 +51,7 @@ class GrpcControllerServer : public ControllerServer {
 
  private:
   const std::string path_;
+  DaemonMetrics* const metrics_;
   ControllerService service_;
   std::unique_ptr<grpc::Server> server_;
 };

@@ -10,6 +10,7 @@
 #include "src/daemon/cgroup/sandbox_cgroup.h"
 #include "src/daemon/config/config.h"
 #include "src/daemon/containerd/client.h"
+#include "src/daemon/metrics/metrics.h"
 #include "src/daemon/network/pod_network.h"
 #include "src/daemon/sandbox/agent_client.h"
 #include "src/daemon/sandbox/clock.h"
@@ -46,6 +47,7 @@ struct Environment {
   // must not keep pods from being stopped.
   asio::thread_pool* storage_pool = nullptr;
   const Clock* clock = SystemClock();
+  DaemonMetrics* metrics = NoMetrics();
   CgroupManager* cgroups = nullptr;
   NetworkManager* network = nullptr;
   ContainerStorage* storage = nullptr;

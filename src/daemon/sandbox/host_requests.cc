@@ -185,9 +185,11 @@ Co<agent::v1::HostResponse> HostRequests::Handle(agent::v1::HostRequest request)
   if (refusing_) {
     status = absl::UnavailableError("the sandbox is being stopped");
   } else if (request.has_prepare()) {
+    const auto begin = DaemonMetrics::Clock::now();
     auto call = Prepare(std::move(*request.mutable_prepare()));
     absl::StatusOr<agent::v1::PreparedContainer> prepared = co_await std::move(call);
     status = prepared.status();
+    env_->metrics->PrepareEnded(status, begin);
     if (prepared.ok()) *response.mutable_prepared() = *std::move(prepared);
   } else if (request.has_release()) {
     std::string id = request.release().container_id();
@@ -303,7 +305,10 @@ Co<absl::Status> HostRequests::ReleaseLocked(std::string container_id) {
   }
   if (status.ok()) SetLimits({.container_id = container_id});
   if (status.ok()) status = Failpoint("container.release.after");
-  if (!status.ok()) Warn("container not released", container_id, status);
+  if (!status.ok()) {
+    env_->metrics->TeardownFailed("container");
+    Warn("container not released", container_id, status);
+  }
   co_return status;
 }
 

@@ -48,6 +48,8 @@ ExitRecord ReadExit(const std::string& path) {
     return it != json.end() && it->is_string() ? it->get<std::string>() : std::string();
   };
   exit.set_reason(text("reason"));
+  const auto unkillable = json.find("unkillable");
+  exit.set_unkillable(unkillable != json.end() && *unkillable == true);
   exit.set_last_lines(text("last_lines"));
   return exit;
 }
@@ -86,9 +88,19 @@ void Machine::Ended(ExitRecord exit) {
   if (ended_.is_set()) return;
   exit_ = std::move(exit);
   ended_.Set();
+  env_->metrics->VmEnded(HowItEnded());
   if (agent_ != nullptr) agent_->Close();
   requests_->SetVm(nullptr);
   if (on_exit_) on_exit_(exit_);
+}
+
+// Once it has ended.
+VmEnd Machine::HowItEnded() const {
+  if (!killed_.empty()) return killed_as_;
+  if (tearing_down_) return VmEnd::kAsked;
+  if (exit_.unkillable()) return VmEnd::kUnkillable;
+  // A VMM ends by itself, without an error, when its guest powers off.
+  return panicked_ || exit_.status() == 0 ? VmEnd::kGuest : VmEnd::kDied;
 }
 
 Co<absl::Status> Machine::Reconnect() {
@@ -126,10 +138,13 @@ Co<absl::StatusOr<supervisor::v1::StateResponse>> Machine::AskSupervisor() {
   co_return state;
 }
 
-void Machine::Kill(std::string reason) {
+void Machine::Kill(VmEnd end, std::string reason) {
   if (ended_.is_set()) return;
   Log(LogLevel::kWarn, "killing the VM", {{"sandbox", id_}, {"reason", reason}});
-  if (killed_.empty()) killed_ = std::move(reason);
+  if (killed_.empty()) {
+    killed_ = std::move(reason);
+    killed_as_ = end;
+  }
   if (supervisor_ == nullptr) return;  // whoever starts it looks
   auto kill = [](std::shared_ptr<Machine> self,
                  std::shared_ptr<SupervisorClient> supervisor) -> Co<void> {

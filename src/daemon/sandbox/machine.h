@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <boost/asio/any_io_executor.hpp>
 #include <chrono>
 #include <functional>
@@ -53,10 +54,14 @@ class Machine : public std::enable_shared_from_this<Machine> {
   // soon as processors run and memory is on its way: the record tells how much the guest has taken.
   Co<absl::Status> Resize();
 
-  // Ends the VM now, without waiting; a Start in flight goes no further. `reason` is logged.
-  void Kill(std::string reason);
+  // Ends the VM now, without waiting; a Start in flight goes no further. `reason` is logged, `end`
+  // is what the VM's end is counted as.
+  void Kill(VmEnd end, std::string reason);
 
   bool ended() const { return ended_.is_set(); }
+
+  // The agent's peak resident memory in bytes, as its guest tells it; 0: not told yet. Any thread.
+  uint64_t agent_peak_rss() const { return agent_peak_rss_; }
 
  private:
   using TimePoint = std::chrono::steady_clock::time_point;
@@ -84,6 +89,7 @@ class Machine : public std::enable_shared_from_this<Machine> {
   Co<absl::StatusOr<supervisor::v1::StateResponse>> AskSupervisor();
   Co<void> WatchExit(std::shared_ptr<SupervisorClient> supervisor);
   void Ended(supervisor::v1::ExitRecord exit);
+  VmEnd HowItEnded() const;
   bool over() const { return ended_.is_set() || tearing_down_; }
 
   void BeginResize();
@@ -113,6 +119,9 @@ class Machine : public std::enable_shared_from_this<Machine> {
   supervisor::v1::ExitRecord exit_;  // once it has ended
   ExitHandler on_exit_;
   std::string killed_;  // why Kill was called; empty: it was not
+  VmEnd killed_as_ = VmEnd::kAsked;
+  bool panicked_ = false;
+  std::atomic<uint64_t> agent_peak_rss_{0};
   bool tearing_down_ = false;
   bool serving_ = false;
 

@@ -91,6 +91,7 @@ Co<absl::Status> Machine::AttachVm() {
 void Machine::OnVmEvent(const vmm::Vm* vm, const vmm::Event& event) {
   switch (event.kind) {
     case vmm::Event::Kind::kGuestPanic:
+      panicked_ = true;
       Log(LogLevel::kError, "guest panic", {{"sandbox", id_}, {"detail", event.detail}});
       return;
     case vmm::Event::Kind::kDeviceDeleted:
@@ -227,6 +228,7 @@ Co<absl::Status> Machine::Beat(std::chrono::nanoseconds timeout) {
   auto call = env_->guests->Beat(Path("vm.vsock"), timeout);
   absl::StatusOr<agent::v1::BeatResponse> beat = co_await std::move(call);
   if (!beat.ok()) co_return beat.status();
+  agent_peak_rss_ = beat->agent_peak_rss_bytes();
   // The heartbeat has a thread of its own: it alone is no life.
   const std::chrono::milliseconds limit = env_->config.guest.heartbeat;
   const uint64_t age = beat->main_loop_age_ms();
@@ -251,6 +253,7 @@ Co<absl::Status> Machine::SeekLife(std::chrono::nanoseconds limit) {
     auto beat = Beat(timeout);
     status = co_await std::move(beat);
     if (status.ok() || over()) co_return status;
+    env_->metrics->HeartbeatMissed();
     if (left == limit) {
       Log(LogLevel::kWarn, "the guest left a heartbeat unanswered",
           {{"sandbox", id_}, {"error", status.ToString()}});
@@ -278,7 +281,7 @@ Co<void> Machine::RunHeartbeat() {
     auto seek = SeekLife(limit);
     const absl::Status alive = co_await std::move(seek);
     if (alive.ok() || over()) continue;
-    Kill(absl::StrCat("the guest answers no heartbeat: ", alive.ToString()));
+    Kill(VmEnd::kHung, absl::StrCat("the guest answers no heartbeat: ", alive.ToString()));
     break;
   }
 }

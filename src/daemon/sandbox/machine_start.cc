@@ -24,7 +24,6 @@
 namespace magnetar::daemon {
 namespace {
 
-constexpr char kSupervisor[] = "supervisor";
 // Its messages have only grown since.
 constexpr uint32_t kOldestSupervisorProtocol = 1;
 
@@ -87,6 +86,7 @@ Co<absl::Status> Machine::Start(runtime::v1::PodSandboxConfig pod) {
 
 // Everything that lies around a VM.
 Co<absl::Status> Machine::MakeHost(const runtime::v1::PodSandboxConfig& pod) {
+  const PhaseTimer timer(env_->metrics, StartPhase::kHost);
   const Record now = record_->Get();
   absl::StatusOr<uint32_t> uid = env_->uids->Take();
   if (!uid.ok()) co_return uid.status();
@@ -139,6 +139,7 @@ Co<absl::Status> Machine::MakeHost(const runtime::v1::PodSandboxConfig& pod) {
 }
 
 Co<absl::Status> Machine::MakeNetwork() {
+  const PhaseTimer timer(env_->metrics, StartPhase::kNetwork);
   MAGNETAR_CO_RETURN_IF_ERROR(record_->AddStep(Step::kNetwork));
   const Record now = record_->Get();
   auto attach = RunBlocking(
@@ -156,6 +157,7 @@ Co<absl::Status> Machine::MakeNetwork() {
 }
 
 Co<absl::Status> Machine::Launch() {
+  const PhaseTimer timer(env_->metrics, StartPhase::kLaunch);
   const Record now = record_->Get();
   vmm::MachineSpec spec;
   spec.sandbox_id = id_;
@@ -221,6 +223,7 @@ Co<absl::Status> Machine::Launch() {
 }
 
 Co<absl::Status> Machine::WaitUntilReady() {
+  const PhaseTimer timer(env_->metrics, StartPhase::kReady);
   auto learn = LearnProcesses();
   absl::Status status = co_await std::move(learn);
   if (status.ok()) status = CheckKilled();
@@ -292,6 +295,7 @@ Co<absl::Status> Machine::LearnProcesses() {
 }
 
 Co<absl::Status> Machine::SetupGuest(const runtime::v1::PodSandboxConfig& pod) {
+  const PhaseTimer timer(env_->metrics, StartPhase::kSetup);
   auto attach = AttachVm();
   absl::Status status = co_await std::move(attach);
   if (status.ok()) status = CheckKilled();

@@ -22,6 +22,7 @@ constexpr std::chrono::seconds kDrainLimit{10};
 Co<absl::Status> Machine::TearDown(bool ask_guest) {
   auto self = shared_from_this();
   tearing_down_ = true;
+  const auto begin = DaemonMetrics::Clock::now();
   std::vector<Step> steps = record_->Get().steps;
   std::reverse(steps.begin(), steps.end());
   absl::Status first;
@@ -37,12 +38,14 @@ Co<absl::Status> Machine::TearDown(bool ask_guest) {
       Forgive(record_->RemoveStep(step));
       continue;
     }
+    env_->metrics->TeardownFailed(StepName(step));
     Log(LogLevel::kError, "teardown",
         {{"sandbox", id_}, {"step", StepName(step)}, {"error", status.ToString()}});
     if (first.ok()) first = status;
     // Nothing below a VM that runs may be pulled away.
     if (step == Step::kSupervisor) break;
   }
+  if (!steps.empty()) env_->metrics->TeardownEnded(begin);
   co_return first;
 }
 

@@ -22,9 +22,10 @@ inline constexpr char kRecordFile[] = "sandbox.json";
 inline constexpr size_t kMaxRecordBytes = 4 << 20;
 
 inline constexpr char kFileServer[] = "virtiofsd";
+inline constexpr char kSupervisor[] = "supervisor";
 
 struct RecordedProcess {
-  std::string name;  // "supervisor", "qemu", kFileServer
+  std::string name;  // kSupervisor, "qemu", kFileServer
   ProcessIdentity identity;
   bool vmm = false;
 };

@@ -138,6 +138,7 @@ Co<absl::StatusOr<SandboxSnapshot>> Sandbox::Start() {
       record.started_at_ns = env_->clock->RealtimeNs();
     });
   }
+  env_->metrics->StartEnded(status, begin);
   if (!status.ok()) {
     Log(LogLevel::kError, "start failed", {{"sandbox", id_}, {"error", status.ToString()}});
     auto undo = Forget();
@@ -157,7 +158,7 @@ Co<absl::StatusOr<SandboxSnapshot>> Sandbox::Start() {
 void Sandbox::CancelStart() {
   if (state_ != SandboxState::kStarting && state_ != SandboxState::kCreated) return;
   cancelled_ = true;
-  if (state_ == SandboxState::kStarting) machine_->Kill("the start was cancelled");
+  if (state_ == SandboxState::kStarting) machine_->Kill(VmEnd::kAsked, "the start was cancelled");
 }
 
 // Takes everything down and lets the sandbox be as if it had never been. One that
@@ -165,6 +166,7 @@ void Sandbox::CancelStart() {
 Co<absl::Status> Sandbox::Forget() {
   auto tear_down = machine_->TearDown(/*ask_guest=*/state_ == SandboxState::kReady);
   absl::Status status = co_await std::move(tear_down);
+  const bool torn_down = status.ok();  // it counts its own failures
   // Whoever waits is told when it ended, also of one that never was ready.
   (void)record_->Update([this](Record& record) {
     if (record.exited_at_ns == 0) record.exited_at_ns = env_->clock->RealtimeNs();
@@ -176,6 +178,7 @@ Co<absl::Status> Sandbox::Forget() {
     status = co_await std::move(remove);
   }
   if (!status.ok()) {
+    if (torn_down) env_->metrics->TeardownFailed("record");
     Log(LogLevel::kError, "cleanup failed", {{"sandbox", id_}, {"error", status.ToString()}});
     (void)SetState(SandboxState::kNotReady);
     AnswerWaits();
@@ -392,7 +395,7 @@ Co<void> Sandbox::RecoverGuest() {
   if (status.ok() || state_ != SandboxState::kReady) co_return;
   Log(LogLevel::kError, "the guest does not answer",
       {{"sandbox", id_}, {"error", status.ToString()}});
-  machine_->Kill(status.ToString());
+  machine_->Kill(VmEnd::kHung, status.ToString());
   // Its socket must be gone before containerd dials it.
   auto lock = operation_.Lock();
   const AsyncMutex::Guard guard = co_await std::move(lock);

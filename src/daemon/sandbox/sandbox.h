@@ -57,6 +57,7 @@ class Sandbox : public std::enable_shared_from_this<Sandbox> {
   // Any thread.
   std::shared_ptr<const SandboxSnapshot> snapshot() const;
   Record record() const { return record_->Get(); }
+  uint64_t agent_peak_rss() const { return machine_->agent_peak_rss(); }
 
   // Boots the VM. On an error everything is undone and the sandbox is gone
   // (`forgotten` was called); CANCELLED if CancelStart or Stop came in between.

@@ -1,10 +1,5 @@
 #include "src/daemon/sandbox/supervisor_client.h"
 
-#include <sys/socket.h>
-#include <sys/un.h>
-
-#include <cerrno>
-#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -75,24 +70,6 @@ class TtrpcSupervisorClient : public SupervisorClient {
 };
 
 }  // namespace
-
-absl::StatusOr<UniqueFd> ConnectUnix(const std::string& path) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (path.size() >= sizeof(address.sun_path)) {
-    return absl::InvalidArgumentError(absl::StrCat("socket path too long: ", path));
-  }
-  std::memcpy(address.sun_path, path.data(), path.size());
-  UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!fd.ok()) return ErrnoStatus(errno, "socket");
-  // A unix socket connects at once or not at all: also not if its backlog is full.
-  if (::connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) {
-    const std::string message = absl::StrCat("connect to ", path, ": ", std::strerror(errno));
-    if (errno == ENOENT || errno == ECONNREFUSED) return absl::NotFoundError(message);
-    return absl::ResourceExhaustedError(message);
-  }
-  return fd;
-}
 
 std::shared_ptr<SupervisorClient> NewSupervisorClient(asio::any_io_executor executor,
                                                       UniqueFd socket) {

@@ -30,9 +30,6 @@ class SupervisorClient {
   virtual Co<absl::Status> Kill() = 0;
 };
 
-// A connected stream socket; UNAVAILABLE if nothing listens at the path.
-absl::StatusOr<UniqueFd> ConnectUnix(const std::string& path);
-
 std::shared_ptr<SupervisorClient> NewSupervisorClient(asio::any_io_executor executor,
                                                       UniqueFd socket);
 

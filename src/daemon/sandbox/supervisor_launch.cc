@@ -10,6 +10,7 @@
 #include "magnetar/child_process.h"
 #include "magnetar/status.h"
 #include "magnetar/supervisor_launch.h"
+#include "magnetar/unix_socket.h"
 
 namespace magnetar::daemon {
 namespace {

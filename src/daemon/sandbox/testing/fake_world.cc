@@ -180,6 +180,7 @@ class FakeDialer : public GuestDialer {
     }
     agent::v1::BeatResponse response;
     response.set_main_loop_age_ms(world_->main_loop_age_ms());
+    response.set_agent_peak_rss_bytes(3 << 20);
     co_return response;
   }
 
