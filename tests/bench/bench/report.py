@@ -66,6 +66,7 @@ class Results:
             ("agent RSS, MiB", median("agent RSS"), 4, False),
             (f"supervisor PSS with {pods(count)}, MiB", median(f"supervisor PSS, {pods(count)}"), 2, False),
             (f"daemon RSS with {pods(count)}, MiB", median(f"daemon RSS, {pods(count)}"), 25, False),
+            (f"crictl stats over {pods(count)}, ms", median(f"crictl stats over {pods(count)}"), 1000, False),
             ("log throughput of blocks, MiB/s", median("log throughput of blocks"), 50, True),
             ("log throughput of lines, MiB/s", median("log throughput of lines"), 50, True),
         ]
