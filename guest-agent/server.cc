@@ -77,6 +77,7 @@ class Server {
   const asio::any_io_executor executor_ = main_loop_.get_executor();
   asio::thread_pool blocking_{kBlockingThreads};
   asio::thread_pool counters_{kCounterThreads};
+  GuestNetwork network_;  // used on setup_ only
   asio::thread_pool setup_{1};
   const GuestPaths guest_paths_;
   Reaper reaper_{executor_};
@@ -85,7 +86,7 @@ class Server {
   HostRequests host_{executor_};
   KernelContainerMounts mounts_{guest_paths_};
   CgroupEvents cgroup_events_{executor_};
-  Pod pod_{PodPaths(), ConfigureNetwork};
+  Pod pod_{PodPaths(), [this](const agent::v1::Network& n) { return network_.Configure(n); }};
   TaskManager tasks_;
   TaskConnections task_connections_{executor_, tasks_, streams_};
   Forwards forwards_{executor_};
@@ -105,13 +106,15 @@ Server::Server()
                              .counters = &counters_,
                              .vmm_pid = [this] { return pod_.vmm_pid(); },
                              .hold_pid_namespace = [this] { return pod_.HoldPidNamespace(); }}),
-      agent_(MakeAgentServices(AgentParts{.tasks = &tasks_,
-                                          .host = &host_,
-                                          .pod = &pod_,
-                                          .setup = &setup_,
-                                          .configure_network = ConfigureNetwork,
-                                          .unmount_shared = [this] { return UnmountShared(); },
-                                          .version = MAGNETAR_VERSION})),
+      agent_(MakeAgentServices(AgentParts{
+          .tasks = &tasks_,
+          .host = &host_,
+          .pod = &pod_,
+          .setup = &setup_,
+          .configure_network =
+              [this](const agent::v1::Network& network) { return network_.Configure(network); },
+          .unmount_shared = [this] { return UnmountShared(); },
+          .version = MAGNETAR_VERSION})),
       transport_(
           executor_,
           [this](uint32_t port, UniqueFd connection) { Connected(port, std::move(connection)); },

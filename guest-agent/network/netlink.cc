@@ -18,6 +18,7 @@ absl::Status NlStatus(int result, absl::string_view what) {
       return absl::AlreadyExistsError(message);
     case NLE_OBJ_NOTFOUND:
     case NLE_NODEV:
+    case NLE_NOADDR:
       return absl::NotFoundError(message);
     case NLE_INVAL:
       return absl::InvalidArgumentError(message);

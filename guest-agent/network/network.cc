@@ -41,48 +41,12 @@ absl::Status SetUp(nl_sock* socket, int index, bool up, const std::string& name)
   return ApplyLink(socket, index, change.get(), absl::StrCat("set ", name, up ? " up" : " down"));
 }
 
-absl::Status Rename(nl_sock* socket, int index, const std::string& name) {
+absl::Status SetName(nl_sock* socket, int index, const std::string& name) {
   // The kernel renames only what is down.
   MAGNETAR_RETURN_IF_ERROR(SetUp(socket, index, false, name));
   const NlLink change = Change();
   rtnl_link_set_name(change.get(), name.c_str());
   return ApplyLink(socket, index, change.get(), absl::StrCat("rename an interface to ", name));
-}
-
-struct Nic {
-  int index = 0;
-  std::string name;
-};
-
-// Interfaces by MAC address. The loopback has none of its own.
-absl::StatusOr<std::map<std::string, Nic>> FindNics(nl_sock* socket) {
-  nl_cache* raw = nullptr;
-  MAGNETAR_RETURN_IF_ERROR(
-      NlStatus(rtnl_link_alloc_cache(socket, AF_UNSPEC, &raw), "list interfaces"));
-  const NlCache cache(raw);
-  std::map<std::string, Nic> nics;
-  for (nl_object* object = nl_cache_get_first(cache.get()); object != nullptr;
-       object = nl_cache_get_next(object)) {
-    auto* link = reinterpret_cast<rtnl_link*>(object);
-    if ((rtnl_link_get_flags(link) & IFF_LOOPBACK) != 0) continue;
-    const std::string mac = absl::AsciiStrToLower(ToString(rtnl_link_get_addr(link)));
-    nics[mac] = {rtnl_link_get_ifindex(link), rtnl_link_get_name(link)};
-  }
-  return nics;
-}
-
-// Two steps, so that interfaces may swap names.
-absl::Status RenameAll(nl_sock* socket, const std::vector<std::pair<Nic, std::string>>& wanted) {
-  std::vector<std::pair<Nic, std::string>> pending;
-  for (const auto& [nic, name] : wanted) {
-    if (nic.name == name) continue;
-    MAGNETAR_RETURN_IF_ERROR(Rename(socket, nic.index, absl::StrCat("renaming", nic.index)));
-    pending.emplace_back(nic, name);
-  }
-  for (const auto& [nic, name] : pending) {
-    MAGNETAR_RETURN_IF_ERROR(Rename(socket, nic.index, name));
-  }
-  return absl::OkStatus();
 }
 
 absl::Status AddAddress(nl_sock* socket, int index, const std::string& text) {
@@ -99,29 +63,41 @@ absl::Status AddAddress(nl_sock* socket, int index, const std::string& text) {
   return absl::IsAlreadyExists(status) ? absl::OkStatus() : status;
 }
 
-absl::Status SyncAddresses(nl_sock* socket, int index, const agent::v1::Interface& interface) {
-  std::set<std::string> wanted;
+// As the kernel writes them.
+std::set<std::string> AddressesOf(const agent::v1::Interface& interface) {
+  std::set<std::string> addresses;
   for (const std::string& text : interface.addresses()) {
     auto parsed = ParseNlAddr(text, AF_UNSPEC);
-    if (!parsed.ok()) return parsed.status();
-    wanted.insert(ToString(parsed->get()));
+    if (parsed.ok()) addresses.insert(ToString(parsed->get()));
   }
+  return addresses;
+}
+
+// Without `before` all other addresses go, those that the kernel has made too.
+absl::Status SyncAddresses(nl_sock* socket, int index, const agent::v1::Interface& interface,
+                           const agent::v1::Interface* before) {
+  const std::set<std::string> wanted = AddressesOf(interface);
+  const std::set<std::string> ours =
+      before == nullptr ? std::set<std::string>() : AddressesOf(*before);
   nl_cache* raw = nullptr;
   MAGNETAR_RETURN_IF_ERROR(NlStatus(rtnl_addr_alloc_cache(socket, &raw), "list addresses"));
   const NlCache cache(raw);
+  absl::Status result;
   for (nl_object* object = nl_cache_get_first(cache.get()); object != nullptr;
        object = nl_cache_get_next(object)) {
     auto* address = reinterpret_cast<rtnl_addr*>(object);
     if (rtnl_addr_get_ifindex(address) != index) continue;
     const std::string text = ToString(rtnl_addr_get_local(address));
-    if (wanted.contains(text)) continue;
-    MAGNETAR_RETURN_IF_ERROR(
-        NlStatus(rtnl_addr_delete(socket, address, 0), absl::StrCat("remove address ", text)));
+    if (wanted.contains(text) || (before != nullptr && !ours.contains(text))) continue;
+    const absl::Status removed =
+        NlStatus(rtnl_addr_delete(socket, address, 0), absl::StrCat("remove address ", text));
+    // A first address of IPv4 takes those of its network with it.
+    if (removed.code() != absl::StatusCode::kNotFound) result.Update(removed);
   }
   for (const std::string& text : interface.addresses()) {
-    MAGNETAR_RETURN_IF_ERROR(AddAddress(socket, index, text));
+    result.Update(AddAddress(socket, index, text));
   }
-  return absl::OkStatus();
+  return result;
 }
 
 // Before an interface is up: a router may answer first. The pod's namespace has the link-local
@@ -144,15 +120,8 @@ absl::Status PrepareIpv6(const agent::v1::Interface& interface) {
   return absl::OkStatus();
 }
 
-absl::Status SetUpInterface(nl_sock* socket, int index, const agent::v1::Interface& interface) {
-  if (interface.mtu() != 0) {
-    const NlLink change = Change();
-    rtnl_link_set_mtu(change.get(), interface.mtu());
-    MAGNETAR_RETURN_IF_ERROR(ApplyLink(socket, index, change.get(), "set MTU"));
-  }
-  MAGNETAR_RETURN_IF_ERROR(PrepareIpv6(interface));
-  MAGNETAR_RETURN_IF_ERROR(SetUp(socket, index, true, interface.name()));
-  return SyncAddresses(socket, index, interface);
+absl::Status FlushAddresses(nl_sock* socket, int index) {
+  return SyncAddresses(socket, index, agent::v1::Interface(), nullptr);
 }
 
 }  // namespace
@@ -181,34 +150,115 @@ absl::Status CheckInterfaceName(absl::string_view name) {
       absl::StrCat("\"", absl::CHexEscape(name.substr(0, 64)), "\" is no interface name"));
 }
 
-absl::Status ConfigureNetwork(const agent::v1::Network& network) {
+// Two steps, so that interfaces may swap names.
+absl::Status GuestNetwork::Rename(nl_sock* socket,
+                                  const std::vector<std::pair<Nic, std::string>>& wanted) {
+  absl::Status result;
+  std::vector<std::pair<Nic, std::string>> pending;
+  for (const auto& [nic, name] : wanted) {
+    if (nic.name == name) continue;
+    // It goes down for this.
+    if (const auto known = applied_.find(nic.index); known != applied_.end()) {
+      known->second.whole = false;
+    }
+    const absl::Status freed = SetName(socket, nic.index, absl::StrCat("renaming", nic.index));
+    result.Update(freed);
+    if (freed.ok()) pending.emplace_back(nic, name);
+  }
+  for (const auto& [nic, name] : pending) result.Update(SetName(socket, nic.index, name));
+  return result;
+}
+
+// A NIC that is being unplugged goes in the guest's own time, and is not in the way until then.
+absl::Status GuestNetwork::Park(nl_sock* socket, const std::vector<Nic>& nics,
+                                const std::set<int>& wanted) {
+  absl::Status result;
+  for (auto it = applied_.begin(); it != applied_.end();) {
+    const int index = it->first;
+    if (wanted.contains(index)) {
+      ++it;
+      continue;
+    }
+    const bool there = std::any_of(nics.begin(), nics.end(),
+                                   [index](const Nic& nic) { return nic.index == index; });
+    absl::Status parked;
+    if (there) {
+      // Down first: the kernel renames nothing else.
+      parked = SetName(socket, index, absl::StrCat("gone", index));
+      if (parked.ok()) parked = FlushAddresses(socket, index);
+    }
+    // It may have gone by itself meanwhile.
+    if (!absl::IsNotFound(parked)) result.Update(parked);
+    it = applied_.erase(it);
+  }
+  return result;
+}
+
+absl::Status GuestNetwork::Apply(nl_sock* socket, int index,
+                                 const agent::v1::Interface& interface) {
+  const auto before = applied_.find(index);
+  const agent::v1::Interface* known =
+      before == applied_.end() ? nullptr : &before->second.interface;
+  if (known != nullptr && before->second.whole &&
+      known->SerializeAsString() == interface.SerializeAsString()) {
+    return absl::OkStatus();
+  }
+  absl::Status result;
+  if (interface.mtu() != 0) {
+    const NlLink change = Change();
+    rtnl_link_set_mtu(change.get(), interface.mtu());
+    result.Update(ApplyLink(socket, index, change.get(), "set MTU"));
+  }
+  result.Update(PrepareIpv6(interface));
+  result.Update(SetUp(socket, index, !interface.down(), interface.name()));
+  result.Update(SyncAddresses(socket, index, interface, known));
+  applied_[index] = {interface, result.ok()};
+  return result;
+}
+
+absl::Status GuestNetwork::Configure(const agent::v1::Network& network) {
   auto socket = ConnectNetlink();
   if (!socket.ok()) return socket.status();
   nl_sock* const sock = socket->get();
-  const auto nics = FindNics(sock);
+  absl::Status result;
+  std::set<std::string> macs;
+  std::map<std::string, const agent::v1::Interface*> interfaces;
+  for (const agent::v1::Interface& interface : network.interfaces()) {
+    absl::Status named = CheckInterfaceName(interface.name());
+    const auto mac = NormalizeMac(interface.mac());
+    if (named.ok()) named = mac.status();
+    if (named.ok() && !interfaces.emplace(*mac, &interface).second) {
+      named = absl::InvalidArgumentError(
+          absl::StrCat("interface ", interface.name(), ": another one has its MAC ", *mac));
+    }
+    result.Update(named);
+    if (mac.ok()) macs.insert(*mac);
+  }
+  const auto nics = WaitForNics(macs, nic_timeout_);
   if (!nics.ok()) return nics.status();
   std::vector<std::pair<Nic, std::string>> names;
-  for (const agent::v1::Interface& interface : network.interfaces()) {
-    MAGNETAR_RETURN_IF_ERROR(CheckInterfaceName(interface.name()));
-    const auto mac = NormalizeMac(interface.mac());
-    if (!mac.ok()) return mac.status();
-    const auto nic = nics->find(*mac);
-    if (nic == nics->end()) {
-      return absl::NotFoundError(
-          absl::StrCat("interface ", interface.name(), ": no NIC with MAC ", *mac));
+  std::set<int> wanted;
+  for (const auto& [mac, interface] : interfaces) {
+    const auto nic = FindNic(*nics, mac);
+    if (nic.has_value()) {
+      names.emplace_back(*nic, interface->name());
+      wanted.insert(nic->index);
+    } else {
+      result.Update(absl::NotFoundError(
+          absl::StrCat("interface ", interface->name(), ": no NIC with MAC ", mac)));
     }
-    names.emplace_back(nic->second, interface.name());
   }
-  MAGNETAR_RETURN_IF_ERROR(RenameAll(sock, names));
-  for (int i = 0; i < network.interfaces_size(); ++i) {
-    const agent::v1::Interface& interface = network.interfaces(i);
-    MAGNETAR_RETURN_IF_ERROR(
-        Annotate(SetUpInterface(sock, names[static_cast<size_t>(i)].first.index, interface),
-                 absl::StrCat("interface ", interface.name())));
+  result.Update(Park(sock, *nics, wanted));
+  result.Update(Rename(sock, names));
+  for (const auto& [nic, name] : names) {
+    const agent::v1::Interface& interface = *interfaces[nic.mac];
+    result.Update(Annotate(Apply(sock, nic.index, interface), absl::StrCat("interface ", name)));
   }
-  MAGNETAR_RETURN_IF_ERROR(SetUp(sock, static_cast<int>(::if_nametoindex("lo")), true, "lo"));
-  MAGNETAR_RETURN_IF_ERROR(SyncRoutes(sock, network));
-  return SyncNeighbours(sock, network);
+  result.Update(SetUp(sock, static_cast<int>(::if_nametoindex("lo")), true, "lo"));
+  result.Update(SyncRoutes(sock, network));
+  result.Update(SyncNeighbours(sock, network, neighbours_));
+  neighbours_.assign(network.neighbours().begin(), network.neighbours().end());
+  return result;
 }
 
 }  // namespace magnetar::guest

@@ -1,4 +1,4 @@
-// ConfigureNetwork on the kernel, in a network namespace of the test's own. The NICs are ends of
+// GuestNetwork on the kernel, in a network namespace of the test's own. The NICs are ends of
 // veth pairs whose other ends lie beside them.
 
 #include <gmock/gmock.h>
@@ -8,6 +8,7 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdio>
 #include <functional>
 #include <string>
@@ -27,6 +28,7 @@ using ::testing::Not;
 
 constexpr char kMacA[] = "02:00:00:00:00:0a";
 constexpr char kMacB[] = "02:00:00:00:00:0b";
+constexpr std::chrono::milliseconds kSoon{100};
 // What a kernel would derive from kMacA.
 constexpr char kDerivedA[] = "fe80::ff:fe00:a";
 
@@ -132,8 +134,9 @@ class RemovedRoutes {
 
 TEST_F(NetworkRootTest, RepeatingItChangesNothing) {
   InGuest([] {
+    GuestNetwork guest(kSoon);
     const agent::v1::Network network = Everything();
-    absl::Status status = ConfigureNetwork(network);
+    absl::Status status = guest.Configure(network);
     ASSERT_TRUE(status.ok()) << status;
     const std::string first = State();
     EXPECT_THAT(first, HasSubstr("10.9.0.2/24"));
@@ -145,7 +148,7 @@ TEST_F(NetworkRootTest, RepeatingItChangesNothing) {
     EXPECT_THAT(first, Not(HasSubstr("tentative")));
     EXPECT_THAT(Shell("ip link show eth0"), HasSubstr("mtu 1400"));
     RemovedRoutes removed;
-    status = ConfigureNetwork(network);
+    status = guest.Configure(network);
     ASSERT_TRUE(status.ok()) << status;
     EXPECT_EQ(removed.Count(), 0) << "a route was away for a moment";
     EXPECT_EQ(State(), first);
@@ -154,12 +157,13 @@ TEST_F(NetworkRootTest, RepeatingItChangesNothing) {
 
 TEST_F(NetworkRootTest, LinkLocalAddressesAreTheGivenOnes) {
   InGuest([] {
-    absl::Status status = ConfigureNetwork(OneInterface({"fe80::77/64"}));
+    GuestNetwork guest(kSoon);
+    absl::Status status = guest.Configure(OneInterface({"fe80::77/64"}));
     ASSERT_TRUE(status.ok()) << status;
     std::string addresses = Shell("ip -6 -o addr show dev eth0");
     EXPECT_THAT(addresses, HasSubstr("fe80::77/64"));
     EXPECT_THAT(addresses, Not(HasSubstr(kDerivedA)));
-    status = ConfigureNetwork(OneInterface({absl::StrCat(kDerivedA, "/64")}));
+    status = guest.Configure(OneInterface({absl::StrCat(kDerivedA, "/64")}));
     ASSERT_TRUE(status.ok()) << status;
     addresses = Shell("ip -6 -o addr show dev eth0");
     EXPECT_THAT(addresses, HasSubstr(kDerivedA));
@@ -169,11 +173,12 @@ TEST_F(NetworkRootTest, LinkLocalAddressesAreTheGivenOnes) {
 
 TEST_F(NetworkRootTest, WithoutIpv6AddressesThereIsNoIpv6) {
   InGuest([] {
-    absl::Status status = ConfigureNetwork(OneInterface({"10.9.0.2/24"}));
+    GuestNetwork guest(kSoon);
+    absl::Status status = guest.Configure(OneInterface({"10.9.0.2/24"}));
     ASSERT_TRUE(status.ok()) << status;
     EXPECT_THAT(Shell("ip -6 -o addr show dev eth0"), IsEmpty());
     EXPECT_EQ(Shell("cat /proc/sys/net/ipv6/conf/eth0/disable_ipv6"), "1\n");
-    status = ConfigureNetwork(OneInterface({"10.9.0.2/24", "fd09::2/64"}));
+    status = guest.Configure(OneInterface({"10.9.0.2/24", "fd09::2/64"}));
     ASSERT_TRUE(status.ok()) << status;
     EXPECT_THAT(Shell("ip -6 -o addr show dev eth0"), HasSubstr("fd09::2/64"));
   });
@@ -181,6 +186,7 @@ TEST_F(NetworkRootTest, WithoutIpv6AddressesThereIsNoIpv6) {
 
 TEST_F(NetworkRootTest, InterfacesSwapNames) {
   InGuest([] {
+    GuestNetwork guest(kSoon);
     agent::v1::Network network = OneInterface({"10.9.0.2/24"});
     network.mutable_interfaces(0)->set_name("eth1");
     agent::v1::Interface& other = *network.add_interfaces();
@@ -188,7 +194,7 @@ TEST_F(NetworkRootTest, InterfacesSwapNames) {
     other.set_mac(kMacB);
     other.add_addresses("10.8.0.2/24");
     for (int times = 0; times < 2; ++times) {
-      const absl::Status status = ConfigureNetwork(network);
+      const absl::Status status = guest.Configure(network);
       ASSERT_TRUE(status.ok()) << status;
       EXPECT_THAT(Shell("ip -o link show eth1"), HasSubstr(kMacA));
       EXPECT_THAT(Shell("ip -o addr show eth1"), HasSubstr("10.9.0.2/24"));
@@ -200,13 +206,14 @@ TEST_F(NetworkRootTest, InterfacesSwapNames) {
 
 TEST_F(NetworkRootTest, WhatIsNoLongerWantedGoes) {
   InGuest([] {
+    GuestNetwork guest(kSoon);
     agent::v1::Network before = Everything();
     before.mutable_interfaces(0)->add_addresses("10.8.0.2/24");
-    ASSERT_TRUE(ConfigureNetwork(before).ok());
+    ASSERT_TRUE(guest.Configure(before).ok());
     Shell("ip route add 10.55.0.0/16 dev eth0 proto 99");
     agent::v1::Network network = OneInterface({"10.9.0.2/24", "fd09::2/64"});
     AddRoute(network, "0.0.0.0/0", "10.9.0.9");
-    const absl::Status status = ConfigureNetwork(network);
+    const absl::Status status = guest.Configure(network);
     ASSERT_TRUE(status.ok()) << status;
     const std::string state = State();
     EXPECT_THAT(state, HasSubstr("10.9.0.2/24"));
@@ -222,11 +229,119 @@ TEST_F(NetworkRootTest, WhatIsNoLongerWantedGoes) {
 
 TEST_F(NetworkRootTest, AnUnknownMacIsNamed) {
   InGuest([] {
+    GuestNetwork guest(kSoon);
     agent::v1::Network network = OneInterface({});
     network.mutable_interfaces(0)->set_mac("02:00:00:00:00:0c");
-    const absl::Status status = ConfigureNetwork(network);
+    const absl::Status status = guest.Configure(network);
     EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
     EXPECT_THAT(std::string(status.message()), HasSubstr("eth0: no NIC with MAC"));
+  });
+}
+
+TEST_F(NetworkRootTest, ANicThatIsBeingPluggedInIsWaitedFor) {
+  InGuest([] {
+    GuestNetwork guest(std::chrono::seconds(20));
+    agent::v1::Network network = OneInterface({"10.9.0.2/24"});
+    agent::v1::Interface& late = *network.add_interfaces();
+    late.set_name("net1");
+    late.set_mac("02:00:00:00:00:0c");
+    late.add_addresses("10.7.0.2/24");
+    std::thread plug(
+        [] { Shell("ip link add whatever address 02:00:00:00:00:0c type veth peer name peer2"); });
+    const absl::Status status = guest.Configure(network);
+    plug.join();
+    ASSERT_TRUE(status.ok()) << status;
+    EXPECT_THAT(Shell("ip -o addr show dev net1"), HasSubstr("10.7.0.2/24"));
+  });
+}
+
+TEST_F(NetworkRootTest, OneThatIsMissingDoesNotKeepTheOthersFromBeingSetUp) {
+  InGuest([] {
+    GuestNetwork guest(kSoon);
+    agent::v1::Network network = OneInterface({"10.9.0.2/24"});
+    agent::v1::Interface& missing = *network.add_interfaces();
+    missing.set_name("net1");
+    missing.set_mac("02:00:00:00:00:0c");
+    AddRoute(network, "no address", "");
+    AddRoute(network, "10.77.0.0/16", "");
+    EXPECT_EQ(guest.Configure(network).code(), absl::StatusCode::kNotFound);
+    EXPECT_THAT(State(), HasSubstr("10.9.0.2/24"));
+    EXPECT_THAT(State(), HasSubstr("10.77.0.0/16"));
+  });
+}
+
+TEST_F(NetworkRootTest, AnInterfaceThatIsGoneIsOutOfTheWay) {
+  InGuest([] {
+    GuestNetwork guest(kSoon);
+    agent::v1::Network network = OneInterface({"10.9.0.2/24"});
+    agent::v1::Interface& other = *network.add_interfaces();
+    other.set_name("net1");
+    other.set_mac(kMacB);
+    other.add_addresses("10.8.0.2/24");
+    ASSERT_TRUE(guest.Configure(network).ok());
+    // Another one takes its name, while its NIC is still there.
+    Shell("ip link add new address 02:00:00:00:00:0c type veth peer name peer2");
+    other.set_mac("02:00:00:00:00:0c");
+    absl::Status status = guest.Configure(network);
+    ASSERT_TRUE(status.ok()) << status;
+    EXPECT_THAT(Shell("ip -o link show dev net1"), HasSubstr("02:00:00:00:00:0c"));
+    EXPECT_THAT(Shell("ip -o addr show dev net1"), HasSubstr("10.8.0.2/24"));
+    const std::string links = Shell("ip -o link");
+    EXPECT_THAT(links, HasSubstr("gone"));
+    network.mutable_interfaces()->RemoveLast();
+    status = guest.Configure(network);
+    ASSERT_TRUE(status.ok()) << status;
+    EXPECT_THAT(Shell("ip -o addr"), Not(HasSubstr("10.8.0.2/24")));
+    EXPECT_THAT(Shell("ip -o link"), Not(HasSubstr("net1")));
+    EXPECT_THAT(Shell("ip -o addr show dev eth0"), HasSubstr("10.9.0.2/24"));
+  });
+}
+
+TEST_F(NetworkRootTest, WhatContainersHaveAddedStays) {
+  InGuest([] {
+    GuestNetwork guest(kSoon);
+    agent::v1::Network network = OneInterface({"10.9.0.2/24"});
+    ASSERT_TRUE(guest.Configure(network).ok());
+    Shell(
+        "ip addr add 10.9.0.200/32 dev eth0; ip link add br0 type bridge; "
+        "ip link set br0 address 02:00:00:00:00:0a; ip link set br0 up");
+    network.mutable_interfaces(0)->add_addresses("10.9.0.3/24");
+    const absl::Status status = guest.Configure(network);
+    ASSERT_TRUE(status.ok()) << status;
+    const std::string addresses = Shell("ip -o addr show dev eth0");
+    EXPECT_THAT(addresses, HasSubstr("10.9.0.3/24"));
+    EXPECT_THAT(addresses, HasSubstr("10.9.0.200/32"));
+    EXPECT_THAT(Shell("ip -d -o link show br0"), HasSubstr("bridge"));
+  });
+}
+
+TEST_F(NetworkRootTest, ANeighbourThatIsNoLongerPermanentGoes) {
+  InGuest([] {
+    GuestNetwork guest(kSoon);
+    agent::v1::Network network = Everything();
+    ASSERT_TRUE(guest.Configure(network).ok());
+    Shell("ip neigh add 10.9.0.77 lladdr 02:00:00:00:00:77 dev eth0 nud permanent");
+    network.clear_neighbours();
+    const absl::Status status = guest.Configure(network);
+    ASSERT_TRUE(status.ok()) << status;
+    EXPECT_THAT(Shell("ip neigh"), Not(HasSubstr("02:00:00:00:00:ff")));
+    EXPECT_THAT(Shell("ip neigh"), HasSubstr("02:00:00:00:00:77"));
+  });
+}
+
+TEST_F(NetworkRootTest, AnInterfaceGoesDownAndUpAgain) {
+  InGuest([] {
+    GuestNetwork guest(kSoon);
+    agent::v1::Network network = OneInterface({"10.9.0.2/24"});
+    ASSERT_TRUE(guest.Configure(network).ok());
+    EXPECT_THAT(Shell("ip -o link show dev eth0"), HasSubstr(",UP"));
+    network.mutable_interfaces(0)->set_down(true);
+    ASSERT_TRUE(guest.Configure(network).ok());
+    EXPECT_THAT(Shell("ip -o link show dev eth0"), Not(HasSubstr(",UP")));
+    network.mutable_interfaces(0)->set_down(false);
+    ASSERT_TRUE(guest.Configure(network).ok());
+    EXPECT_THAT(Shell("ip -o link show dev eth0"), HasSubstr(",UP"));
+    EXPECT_THAT(Shell("ip -o addr show dev eth0"), HasSubstr("10.9.0.2/24"));
   });
 }
 

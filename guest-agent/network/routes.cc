@@ -118,46 +118,77 @@ absl::Status SyncRoutes(nl_sock* socket, const agent::v1::Network& network) {
   // A gateway must be reachable before a route can go through it.
   std::stable_partition(order.begin(), order.end(),
                         [](const agent::v1::Route* route) { return route->gateway().empty(); });
+  absl::Status result;
   std::vector<NlRoute> routes;
+  std::vector<std::string> names;
   std::set<std::string> wanted;
   for (const agent::v1::Route* route : order) {
     auto built = BuildRoute(*route);
     if (!built.ok()) {
-      return Annotate(built.status(), absl::StrCat("route ", route->destination()));
+      result.Update(Annotate(built.status(), absl::StrCat("route ", route->destination())));
+      continue;
     }
     wanted.insert(Key(built->get()));
     routes.push_back(*std::move(built));
+    names.push_back(route->destination());
   }
-  MAGNETAR_RETURN_IF_ERROR(RemoveOthers(socket, wanted));
+  result.Update(RemoveOthers(socket, wanted));
   for (size_t i = 0; i < routes.size(); ++i) {
     const absl::Status status =
         NlStatus(rtnl_route_add(socket, routes[i].get(), NLM_F_CREATE | NLM_F_REPLACE),
-                 absl::StrCat("add route ", order[i]->destination()));
-    if (!status.ok() && !absl::IsAlreadyExists(status)) return status;
+                 absl::StrCat("add route ", names[i]));
+    if (!absl::IsAlreadyExists(status)) result.Update(status);
   }
-  return absl::OkStatus();
+  return result;
 }
 
-absl::Status SyncNeighbours(nl_sock* socket, const agent::v1::Network& network) {
-  for (const agent::v1::Neighbour& wanted : network.neighbours()) {
-    const absl::StatusOr<int> device = DeviceIndex(wanted.device());
-    if (!device.ok()) return device.status();
-    auto address = ParseNlAddr(wanted.address(), FamilyOf(wanted.address()));
-    if (!address.ok()) return address.status();
-    const auto mac = NormalizeMac(wanted.mac());
-    if (!mac.ok()) return mac.status();
-    auto link_layer = ParseNlAddr(*mac, AF_LLC);
-    if (!link_layer.ok()) return link_layer.status();
-    const NlNeighbour neighbour(rtnl_neigh_alloc());
-    rtnl_neigh_set_ifindex(neighbour.get(), *device);
-    rtnl_neigh_set_dst(neighbour.get(), address->get());
-    rtnl_neigh_set_lladdr(neighbour.get(), link_layer->get());
-    rtnl_neigh_set_state(neighbour.get(), NUD_PERMANENT);
-    MAGNETAR_RETURN_IF_ERROR(
-        NlStatus(rtnl_neigh_add(socket, neighbour.get(), NLM_F_CREATE | NLM_F_REPLACE),
-                 absl::StrCat("add neighbour ", wanted.address())));
+namespace {
+
+absl::StatusOr<NlNeighbour> BuildNeighbour(const agent::v1::Neighbour& wanted) {
+  const absl::StatusOr<int> device = DeviceIndex(wanted.device());
+  if (!device.ok()) return device.status();
+  auto address = ParseNlAddr(wanted.address(), FamilyOf(wanted.address()));
+  if (!address.ok()) return address.status();
+  const auto mac = NormalizeMac(wanted.mac());
+  if (!mac.ok()) return mac.status();
+  auto link_layer = ParseNlAddr(*mac, AF_LLC);
+  if (!link_layer.ok()) return link_layer.status();
+  NlNeighbour neighbour(rtnl_neigh_alloc());
+  rtnl_neigh_set_ifindex(neighbour.get(), *device);
+  rtnl_neigh_set_dst(neighbour.get(), address->get());
+  rtnl_neigh_set_lladdr(neighbour.get(), link_layer->get());
+  rtnl_neigh_set_state(neighbour.get(), NUD_PERMANENT);
+  return neighbour;
+}
+
+}  // namespace
+
+absl::Status SyncNeighbours(nl_sock* socket, const agent::v1::Network& network,
+                            const std::vector<agent::v1::Neighbour>& before) {
+  std::set<std::pair<std::string, std::string>> wanted;
+  for (const agent::v1::Neighbour& neighbour : network.neighbours()) {
+    wanted.emplace(neighbour.device(), neighbour.address());
   }
-  return absl::OkStatus();
+  absl::Status result;
+  for (const agent::v1::Neighbour& old : before) {
+    if (wanted.contains({old.device(), old.address()})) continue;
+    const auto neighbour = BuildNeighbour(old);
+    // Its interface is gone, and it with it.
+    if (!neighbour.ok()) continue;
+    const absl::Status removed = NlStatus(rtnl_neigh_delete(socket, neighbour->get(), 0),
+                                          absl::StrCat("remove neighbour ", old.address()));
+    if (!absl::IsNotFound(removed)) result.Update(removed);
+  }
+  for (const agent::v1::Neighbour& neighbour : network.neighbours()) {
+    const auto built = BuildNeighbour(neighbour);
+    if (!built.ok()) {
+      result.Update(Annotate(built.status(), absl::StrCat("neighbour ", neighbour.address())));
+      continue;
+    }
+    result.Update(NlStatus(rtnl_neigh_add(socket, built->get(), NLM_F_CREATE | NLM_F_REPLACE),
+                           absl::StrCat("add neighbour ", neighbour.address())));
+  }
+  return result;
 }
 
 }  // namespace magnetar::guest
