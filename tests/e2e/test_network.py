@@ -121,6 +121,22 @@ def test_loopback_of_the_pod_reaches_the_guest(pod, address):
     assert b"looped" in netns.http_get(pod.netns(), address, 8080)
 
 
+@pytest.mark.parametrize("way", ["crictl", "netns"])
+def test_port_forward_of_a_hundred_connections_at_once(pod, way):
+    """All are open before the first is used."""
+    web_server(pod, "forwarded", "-p", "127.0.0.1:8080")
+    with contextlib.ExitStack() as stack:
+        if way == "crictl":
+            namespace, port = pod.stack.netns, stack.enter_context(pod.port_forward(8080))
+        else:
+            namespace, port = pod.netns(), 8080
+        connections = [stack.enter_context(netns.connect(namespace, "127.0.0.1", port, 120)) for _ in range(100)]
+        for connection in connections:
+            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        answers = [netns.receive_all(connection) for connection in connections]
+    assert [b"forwarded" in answer for answer in answers] == [True] * 100
+
+
 def test_port_forward_of_much_data(pod):
     container = pod.run("/bin/sh", "-c", "httpd -p 127.0.0.1:9000 -h /data; echo up; sleep infinity", image=testimages.DATA)
     container.wait_log("up")

@@ -50,6 +50,7 @@ oom_score = 0
   [plugins.'io.containerd.cri.v1.runtime'.cni]
     {cni_bin}
     conf_dir = '{cni_conf}'
+    max_conf_num = 4
   [plugins.'io.containerd.cri.v1.runtime'.containerd]
     default_runtime_name = 'runc'
     [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]

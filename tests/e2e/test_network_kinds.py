@@ -1,0 +1,57 @@
+"""Kinds of interfaces, and more than one of them, from the start."""
+
+import contextlib
+
+import pytest
+
+from harness import netns
+from harness.podnetwork import Guest, cni_network, run
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
+
+
+def static(*addresses, routes=()):
+    return {"type": "static", "addresses": [{"address": address} for address in addresses], "routes": [{"dst": route} for route in routes]}
+
+
+def serve(guest, text):
+    guest.container.output("sh", "-c", f"mkdir -p /www; echo {text} > /www/index.html; httpd -p 8090 -h /www")
+
+
+@contextlib.contextmanager
+def uplink(stack):
+    """A device of the node that macvlans lie on, and its peer, 10.67.0.1 and fd67::1: the network behind it."""
+    run("ip", "-n", stack.netns, "link", "add", "up0", "type", "veth", "peer", "name", "up1")
+    try:
+        for name in ("up0", "up1"):
+            run("ip", "-n", stack.netns, "link", "set", name, "up")
+        run("ip", "-n", stack.netns, "addr", "add", "10.67.0.1/24", "dev", "up1")
+        run("ip", "-n", stack.netns, "addr", "add", "fd67::1/64", "dev", "up1", "nodad")
+        yield "up0"
+    finally:
+        run("ip", "-n", stack.netns, "link", "del", "up0")
+
+
+def test_ptp(stack):
+    """A plugin that leaves no route to the address's own network, but one through its gateway."""
+    plugin = {"type": "ptp", "mtu": 1380, "ipam": static("10.65.0.2/24", routes=["10.201.0.0/16"])}
+    plugin["ipam"]["addresses"][0]["gateway"] = "10.65.0.1"
+    with cni_network(stack, "second", plugin), stack.pod() as pod:
+        guest = Guest(pod.shell())
+        assert "mtu 1380" in guest.links()["eth1"]
+        assert "10.65.0.0/24 via 10.65.0.1 dev eth1" in guest.routes()
+        serve(guest, "ptp")
+        assert b"ptp" in netns.http_get(stack.netns, "10.65.0.2", 8090)
+        assert guest.container.exec("ping", "-c1", "-W5", "10.65.0.1").returncode == 0
+
+
+def test_macvlan(stack):
+    """Traffic with the network behind its device, of both families."""
+    with uplink(stack) as device:
+        plugin = {"type": "macvlan", "master": device, "mode": "bridge", "ipam": static("10.67.0.2/24", "fd67::2/64")}
+        with cni_network(stack, "second", plugin), stack.pod() as pod:
+            guest = Guest(pod.shell())
+            serve(guest, "macvlan")
+            for address in ("10.67.0.2", "fd67::2"):
+                assert b"macvlan" in netns.http_get(stack.netns, address, 8090), address
+            assert guest.container.exec("ping", "-c1", "-W5", "10.67.0.1").returncode == 0
