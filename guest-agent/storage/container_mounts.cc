@@ -30,9 +30,6 @@
 namespace magnetar::guest {
 namespace {
 
-// Hotplug takes milliseconds; a disk that is not there by then will not come.
-constexpr auto kDiskTimeout = std::chrono::seconds(10);
-
 bool HasDotDot(const std::string& path) {
   for (const absl::string_view part : absl::StrSplit(path, '/')) {
     if (part == "..") return true;
@@ -82,6 +79,8 @@ absl::Status KernelContainerMounts::MountOne(const std::string& directory,
     case agent::v1::Storage::TMPFS:
       MAGNETAR_RETURN_IF_ERROR(CheckBelow(storage.target(), paths_.volumes));
       return MountVolume(storage.target(), parsed);
+    case agent::v1::Storage::BLOCK_DEVICE:
+      return absl::OkStatus();  // the container's own to use
     default:
       // Never UNIMPLEMENTED: containerd would try an older Task API.
       return absl::FailedPreconditionError(

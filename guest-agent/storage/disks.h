@@ -13,6 +13,9 @@ namespace magnetar::guest {
 // Facts: Linux 6.1 drivers/block/virtio_blk.c (/sys/block/*/serial) and
 // drivers/scsi/scsi_sysfs.c (/sys/block/*/device/vpd_pg80, SPC-4 unit serial number page).
 
+// Hotplug takes milliseconds; a disk that is not there by then will not come.
+inline constexpr std::chrono::seconds kDiskTimeout{10};
+
 // "/dev/vdb" of the disk with this serial; nullopt if there is none now.
 std::optional<std::string> FindDisk(const std::string& serial,
                                     const std::string& sys_block = "/sys/block",

@@ -1,13 +1,16 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/vfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstdint>
 #include <iostream>
+#include <nlohmann/json.hpp>
 
+#include "guest-agent/storage/block_devices.h"
 #include "guest-agent/storage/container_mounts.h"
 #include "guest-agent/storage/disks.h"
 #include "guest-agent/storage/mount.h"
@@ -59,6 +62,42 @@ agent::v1::PreparedContainer With(const agent::v1::Storage& storage) {
   agent::v1::PreparedContainer prepared;
   *prepared.add_storages() = storage;
   return prepared;
+}
+
+TEST(BlockDevices, NumbersAndRulesGoIntoTheSpec) {
+  agent::v1::PreparedContainer prepared;
+  prepared.set_spec(R"({"linux":{"devices":[{"path":"/dev/null","major":1,"minor":3},
+      {"path":"/dev/xvda","type":"b","major":0,"minor":0,"gid":6}],
+      "resources":{"devices":[{"allow":false,"access":"rwm"}]}}})");
+  const auto nothing = [](const std::string&) { return absl::NotFoundError("not asked for"); };
+  EXPECT_EQ(*SpecWithDisks(prepared, nothing), prepared.spec());
+  agent::v1::Storage& storage = *prepared.add_storages();
+  storage.set_kind(agent::v1::Storage::BLOCK_DEVICE);
+  storage.set_serial("s");
+  storage.set_device_index(1);
+  storage.set_device_access("r");
+  const auto find = [](const std::string& serial) -> absl::StatusOr<dev_t> {
+    return serial == "s" ? ::makedev(8, 32) : 0;
+  };
+  const auto spec = SpecWithDisks(prepared, find);
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  EXPECT_EQ(nlohmann::json::parse(*spec), nlohmann::json::parse(R"({"linux":{"devices":[
+      {"path":"/dev/null","major":1,"minor":3},
+      {"path":"/dev/xvda","type":"b","major":8,"minor":32,"gid":6}],
+      "resources":{"devices":[{"allow":false,"access":"rwm"},
+      {"allow":true,"type":"b","major":8,"minor":32,"access":"r"}]}}})"));
+
+  const auto failed = SpecWithDisks(prepared, nothing);
+  EXPECT_EQ(failed.status().message(), "linux.devices[1]: not asked for");
+  storage.set_device_index(2);
+  EXPECT_TRUE(absl::IsInvalidArgument(SpecWithDisks(prepared, find).status()));
+  for (const char* odd : {"", "[]", "{}", R"({"linux":{"devices":[0,1,2]}})",
+                          R"({"linux":{"devices":[{},{},{}],"resources":[]}})"}) {
+    prepared.set_spec(odd);
+    EXPECT_TRUE(absl::IsInvalidArgument(SpecWithDisks(prepared, find).status())) << odd;
+  }
+  prepared.set_spec(R"({"linux":{"devices":[{},{},{}]}})");
+  EXPECT_TRUE(SpecWithDisks(prepared, find).ok()) << "no resources before";
 }
 
 TEST(ContainerMounts, RefusesTargetsElsewhere) {

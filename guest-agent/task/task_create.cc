@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "guest-agent/pod/pid_namespace.h"
+#include "guest-agent/storage/block_devices.h"
 #include "guest-agent/task/cgroup.h"
 #include "guest-agent/task/spec.h"
 #include "guest-agent/task/task_manager.h"
@@ -27,11 +28,6 @@ namespace {
 
 // How long a killed process may take to be gone; more means a stuck kernel.
 constexpr auto kKillTimeout = std::chrono::seconds(10);
-
-absl::Status WriteBundle(const std::string& directory, const std::string& config) {
-  MAGNETAR_RETURN_IF_ERROR(MakeDirectories(directory));
-  return WriteFileAtomically(absl::StrCat(directory, "/config.json"), config);
-}
 
 }  // namespace
 
@@ -128,7 +124,7 @@ Co<absl::Status> TaskManager::CreateContainer(ContainerPtr container, v3::Create
 
   auto set_up = [mounts = env_.mounts, id = container->id, directory = container->directory,
                  prepared = *std::move(prepared), target = *std::move(target)]() -> absl::Status {
-    MAGNETAR_RETURN_IF_ERROR(WriteBundle(directory, prepared.spec()));
+    MAGNETAR_RETURN_IF_ERROR(MakeDirectories(directory));
     if (target != nullptr) {
       const absl::Status bound = BindPidNamespace(target->pidfd.get(), target->pid,
                                                   absl::StrCat(directory, "/pid-namespace"));
@@ -137,7 +133,10 @@ Co<absl::Status> TaskManager::CreateContainer(ContainerPtr container, v3::Create
             absl::StrCat("join container ", prepared.pid_namespace_of(), ": ", bound.message()));
       }
     }
-    return mounts->MountAll(id, prepared);
+    MAGNETAR_RETURN_IF_ERROR(mounts->MountAll(id, prepared));
+    const absl::StatusOr<std::string> spec = SpecWithDisks(prepared, DiskNumber);
+    if (!spec.ok()) return spec.status();
+    return WriteFileAtomically(absl::StrCat(directory, "/config.json"), *spec);
   };
   auto blocking = RunBlocking(*env_.blocking, std::move(set_up));
   const absl::Status status = co_await std::move(blocking);

@@ -20,7 +20,8 @@ absl::Status ReduceResources(Json& resources, std::vector<std::string>& dropped)
 // `process`: labels of the host's security modules.
 void ReduceProcess(Json& process, std::vector<std::string>& dropped);
 
-// The same for a text of its own. INVALID_ARGUMENT if it is no JSON object.
+// The same for a text of its own, of an update or an exec. Of an update's resources the rules for
+// devices go, too. INVALID_ARGUMENT if it is no JSON object.
 absl::StatusOr<std::string> ReducedResources(const std::string& json);
 absl::StatusOr<std::string> ReducedProcess(const std::string& json);
 

@@ -118,6 +118,8 @@ absl::StatusOr<std::string> ReducedResources(const std::string& json) {
   if (!resources.ok()) return resources.status();
   std::vector<std::string> dropped;
   MAGNETAR_RETURN_IF_ERROR(ReduceResources(*resources, dropped));
+  // With the host's numbers; what the container may use does not change while it runs.
+  resources->erase("devices");
   return SpecText(*resources);
 }
 

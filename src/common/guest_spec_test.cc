@@ -49,7 +49,8 @@ TEST(ReduceResourcesTest, WhatSaysNothingIsNotMentioned) {
 }
 
 TEST(ReduceResourcesTest, TextOfAnUpdate) {
-  const auto reduced = ReducedResources(R"({"cpu":{"cpus":"6-7","shares":2}})");
+  const auto reduced = ReducedResources(
+      R"({"cpu":{"cpus":"6-7","shares":2},"devices":[{"allow":false,"access":"rwm"}]})");
   ASSERT_TRUE(reduced.ok()) << reduced.status();
   EXPECT_EQ(*reduced, R"({"cpu":{"shares":2}})");
   for (const char* text :

@@ -1,6 +1,8 @@
 #include "vmm/qemu/disk_file.h"
 
 #include <fcntl.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 
 #include <cerrno>
@@ -17,6 +19,19 @@ absl::StatusOr<std::string> BlockDriverOf(int fd) {
   if (S_ISREG(st.st_mode)) return "file";
   if (S_ISBLK(st.st_mode)) return "host_device";
   return absl::InvalidArgumentError("a disk must be a regular file or a block device");
+}
+
+absl::StatusOr<BlockSizes> BlockSizesOf(int fd) {
+  struct stat st = {};
+  if (::fstat(fd, &st) != 0) return ErrnoStatus(errno, absl::StrCat("disk, descriptor ", fd));
+  BlockSizes sizes;
+  if (!S_ISBLK(st.st_mode)) return sizes;
+  int logical = 0;
+  if (::ioctl(fd, BLKSSZGET, &logical) != 0 || ::ioctl(fd, BLKPBSZGET, &sizes.physical) != 0) {
+    return ErrnoStatus(errno, "sector size of the disk");
+  }
+  sizes.logical = static_cast<unsigned>(logical);
+  return sizes;
 }
 
 absl::StatusOr<UniqueFd> DescriptorFor(int fd, bool read_only) {

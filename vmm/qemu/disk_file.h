@@ -11,6 +11,15 @@ namespace magnetar::vmm::qemu {
 // INVALID_ARGUMENT if it is neither a regular file nor a block device.
 absl::StatusOr<std::string> BlockDriverOf(int fd);
 
+// In bytes. What is on a disk, a partition table above all, depends on the logical one.
+struct BlockSizes {
+  unsigned logical = 512;
+  unsigned physical = 512;
+};
+
+// A block device's own; a file's are the default.
+absl::StatusOr<BlockSizes> BlockSizesOf(int fd);
+
 // A copy of the descriptor with exactly the access that the disk is to have: QEMU
 // takes no other from a descriptor set. INVALID_ARGUMENT: a writable disk from a descriptor
 // that is not.

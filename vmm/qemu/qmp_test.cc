@@ -220,7 +220,11 @@ TEST_F(VmTest, AddsADisk) {
                                          {"id", "disk-c1-rootfs"},
                                          {"bus", "scsi0.0"},
                                          {"drive", "disk-c1-rootfs"},
-                                         {"serial", "c1-rootfs"}}));
+                                         {"serial", "c1-rootfs"},
+                                         {"rerror", "report"},
+                                         {"werror", "report"},
+                                         {"logical_block_size", 512},
+                                         {"physical_block_size", 512}}));
 }
 
 TEST_F(VmTest, ADiskThatFailsLeavesNothing) {

@@ -140,6 +140,8 @@ class QemuVm : public Vm {
     if (!id.ok()) co_return id.status();
     auto driver = BlockDriverOf(disk.fd);
     if (!driver.ok()) co_return driver.status();
+    auto sizes = BlockSizesOf(disk.fd);
+    if (!sizes.ok()) co_return sizes.status();
     auto fd = DescriptorFor(disk.fd, disk.read_only);
     if (!fd.ok()) co_return fd.status();
 
@@ -165,7 +167,12 @@ class QemuVm : public Vm {
                      {"id", *id},
                      {"bus", "scsi0.0"},
                      {"drive", *id},
-                     {"serial", disk.serial}};
+                     {"serial", disk.serial},
+                     // The guest's error; by itself QEMU stops a guest whose disk is full.
+                     {"rerror", "report"},
+                     {"werror", "report"},
+                     {"logical_block_size", sizes->logical},
+                     {"physical_block_size", sizes->physical}};
       auto add_device = Run("device_add", std::move(device));
       status = co_await std::move(add_device);
     }

@@ -43,9 +43,21 @@ constexpr double kLinesAtOnce = 20;
 constexpr size_t kOperationsAtOnce = 4;
 constexpr std::chrono::seconds kVmLimit{10};
 
+// As the record names them.
+constexpr struct {
+  StorageStep::Kind kind;
+  const char* name;
+} kStepKinds[] = {{StorageStep::Kind::kMount, "mount"},
+                  {StorageStep::Kind::kDisk, "disk"},
+                  {StorageStep::Kind::kVolumeDisk, "volume-disk"},
+                  {StorageStep::Kind::kVolumeUse, "volume-use"}};
+
 ContainerStep ToRecord(const StorageStep& step) {
-  return {step.kind == StorageStep::Kind::kMount ? "mount" : "disk", step.container_id, step.path,
-          step.source, step.serial};
+  ContainerStep entry{"", step.container_id, step.path, step.source, step.serial};
+  for (const auto& known : kStepKinds) {
+    if (known.kind == step.kind) entry.kind = known.name;
+  }
+  return entry;
 }
 
 // Those that this daemon knows how to undo. One of another kind, which a later daemon has left,
@@ -53,9 +65,10 @@ ContainerStep ToRecord(const StorageStep& step) {
 std::vector<StorageStep> FromRecord(const Record& record) {
   std::vector<StorageStep> steps;
   for (const ContainerStep& step : record.container_steps) {
-    if (step.kind != "mount" && step.kind != "disk") continue;
-    steps.push_back({step.kind == "mount" ? StorageStep::Kind::kMount : StorageStep::Kind::kDisk,
-                     step.container_id, step.path, step.source, step.serial});
+    for (const auto& known : kStepKinds) {
+      if (step.kind != known.name) continue;
+      steps.push_back({known.kind, step.container_id, step.path, step.source, step.serial});
+    }
   }
   return steps;
 }
@@ -268,6 +281,7 @@ Co<absl::StatusOr<agent::v1::PreparedContainer>> HostRequests::PrepareLocked(
   absl::StatusOr<std::string> target = TargetContainer(*container);
   if (!target.ok()) co_return target.status();
   want.pid_namespace_of = *std::move(target);
+  want.devices = RequestedDevices(*container);
   auto prepare = env_->storage->Prepare(storage_, std::move(want));
   absl::StatusOr<agent::v1::PreparedContainer> prepared = co_await std::move(prepare);
   if (prepared.ok()) MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("container.prepare.after"));

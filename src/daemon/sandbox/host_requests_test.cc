@@ -228,6 +228,35 @@ TEST_F(HostRequestsTest, TellsWhoseProcessesAContainerIsToSee) {
   }
 }
 
+TEST_F(HostRequestsTest, TellsWhichDevicesAContainerAsksFor) {
+  const auto prepare = [&](const std::string& config) {
+    (*world_.containerd.containers["c1"]
+          .mutable_extensions())["io.cri-containerd.container.metadata"]
+        .set_value(absl::StrCat(R"({"Version":"v1","Metadata":{"Config":)", config, "}}"));
+    EXPECT_EQ(Prepare("c1").code(), 0);
+    return world_.devices.size();
+  };
+  EXPECT_EQ(prepare(R"({"devices":[{"container_path":"/dev/x","host_path":"/dev/loop1",
+                        "permissions":"r"},{"host_path":[]}]})"),
+            2u);
+  EXPECT_EQ(world_.devices[0].container_path, "/dev/x");
+  EXPECT_EQ(world_.devices[0].host_path, "/dev/loop1");
+  EXPECT_EQ(world_.devices[0].permissions, "r");
+  EXPECT_EQ(world_.devices[1].host_path, "");
+  for (const char* odd : {"[]", "null", "7", "{", R"({"devices":{}})", R"({"devices":null})"}) {
+    EXPECT_EQ(prepare(odd), 0u) << odd;
+  }
+}
+
+TEST_F(HostRequestsTest, StepsOfEachKindAreReleased) {
+  for (const char* kind : {"mount", "disk", "volume-disk", "volume-use"}) {
+    const auto add = [kind](Record& r) { r.container_steps.push_back({kind, "c1", "/x", "", ""}); };
+    ASSERT_TRUE(record_->Update(add).ok());
+  }
+  EXPECT_EQ(Release("c1").code(), 0);
+  EXPECT_EQ(Journalled(), 0u);
+}
+
 TEST_F(HostRequestsTest, WithoutContainerdNothingIsPreparedAndNothingLeft) {
   world_.containerd.failure = absl::UnavailableError("away");
   EXPECT_EQ(Prepare("c1").code(), static_cast<int>(absl::StatusCode::kUnavailable));

@@ -43,7 +43,7 @@ enum class Step {
 
 // Something made on the host for a container; see StorageStep.
 struct ContainerStep {
-  std::string kind;  // "mount", "disk"
+  std::string kind;  // "mount", "disk", "volume-disk", "volume-use"
   std::string container_id;
   std::string path;
   std::string source;

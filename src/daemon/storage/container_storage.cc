@@ -16,6 +16,7 @@
 #include "magnetar/ids.h"
 #include "magnetar/status.h"
 #include "src/daemon/config/log.h"
+#include "src/daemon/storage/block_volume.h"
 #include "src/daemon/storage/container_mounts.h"
 #include "src/daemon/storage/disk_image.h"
 #include "src/daemon/storage/empty_dir.h"
@@ -171,7 +172,8 @@ Co<void> AddNestedMounts(SandboxStorage* sandbox, SharedPlace place, std::string
 
 // Its arguments are checked; leaves its steps behind when it fails.
 Co<absl::Status> Build(SandboxStorage* sandbox, std::string container_id, RootfsPlan plan,
-                       std::vector<HostBind> binds, agent::v1::PreparedContainer* prepared) {
+                       std::vector<BlockDevice> devices, std::vector<HostBind> binds,
+                       agent::v1::PreparedContainer* prepared) {
   const SharedPlace place = PlaceOf(*sandbox);
   if (sandbox->file_server && !place.file_server.has_value()) {
     co_return absl::UnavailableError("there is no file server");
@@ -184,6 +186,9 @@ Co<absl::Status> Build(SandboxStorage* sandbox, std::string container_id, Rootfs
     auto share = ShareFiles(sandbox, place, container_id, std::move(plan));
     status = co_await std::move(share);
   }
+  MAGNETAR_CO_RETURN_IF_ERROR(status);
+  auto volumes = AttachBlockVolumes(sandbox, container_id, std::move(devices), prepared);
+  status = co_await std::move(volumes);
   MAGNETAR_CO_RETURN_IF_ERROR(status);
   std::set<std::string> followers;
   for (const HostBind& bind : binds) {
@@ -198,22 +203,37 @@ Co<absl::Status> Build(SandboxStorage* sandbox, std::string container_id, Rootfs
   co_return absl::OkStatus();
 }
 
+// Undoes it and removes it from the journal.
 Co<absl::Status> UndoStep(SandboxStorage* sandbox, SharedPlace place, StorageStep step) {
   MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("storage.undo.before"));
-  if (step.kind == StorageStep::Kind::kMount) {
-    auto unshare = RunBlocking(*sandbox->blocking,
-                               [target = TargetOf(place, step)] { return Unshare(target); });
-    const absl::Status unshared = co_await std::move(unshare);
-    MAGNETAR_CO_RETURN_IF_ERROR(unshared);
-  } else if (sandbox->vm != nullptr) {
-    auto remove = sandbox->vm->RemoveDisk(step.serial);
-    const absl::Status removed = co_await std::move(remove);
-    // NOT_FOUND: it was never attached. A VMM that cannot be reached may still hold it.
-    if (!removed.ok() && !absl::IsNotFound(removed)) {
-      co_return Annotate(removed, absl::StrCat("detach ", step.source));
+  switch (step.kind) {
+    case StorageStep::Kind::kMount: {
+      auto unshare = RunBlocking(*sandbox->blocking,
+                                 [target = TargetOf(place, step)] { return Unshare(target); });
+      const absl::Status unshared = co_await std::move(unshare);
+      MAGNETAR_CO_RETURN_IF_ERROR(unshared);
+      break;
+    }
+    case StorageStep::Kind::kDisk: {
+      if (sandbox->vm == nullptr) break;
+      auto remove = sandbox->vm->RemoveDisk(step.serial);
+      const absl::Status removed = co_await std::move(remove);
+      // NOT_FOUND: it was never attached. A VMM that cannot be reached may still hold it.
+      if (!removed.ok() && !absl::IsNotFound(removed)) {
+        co_return Annotate(removed, absl::StrCat("detach ", step.source));
+      }
+      break;
+    }
+    case StorageStep::Kind::kVolumeDisk:
+    case StorageStep::Kind::kVolumeUse: {
+      auto release = ReleaseBlockVolume(sandbox, step);
+      const absl::Status released = co_await std::move(release);
+      MAGNETAR_CO_RETURN_IF_ERROR(released);
+      co_return Failpoint("storage.undo.after");
     }
   }
-  co_return Failpoint("storage.undo.after");
+  MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("storage.undo.after"));
+  co_return Annotate(sandbox->journal_remove(step), "journal");
 }
 
 Co<absl::Status> ReleaseSteps(SandboxStorage* sandbox, std::string container_id) {
@@ -226,8 +246,7 @@ Co<absl::Status> ReleaseSteps(SandboxStorage* sandbox, std::string container_id)
   absl::Status first_error;
   for (const StorageStep& step : steps) {
     auto undo = UndoStep(sandbox, place, step);
-    absl::Status status = co_await std::move(undo);
-    if (status.ok()) status = Annotate(sandbox->journal_remove(step), "journal");
+    const absl::Status status = co_await std::move(undo);
     first_error.Update(status);
   }
   auto remove = RunBlocking(*sandbox->blocking, [shared = sandbox->shared_directory, container_id] {
@@ -316,6 +335,7 @@ class Storage : public ContainerStorage {
     rules.guest_resolv_conf = request.guest_resolv_conf;
     rules.guest_shm = request.guest_shm;
     rules.pod_shares_pids = request.pod_shares_pids;
+    rules.devices = std::move(request.devices);
     agent::v1::PreparedContainer prepared;
     if (!request.pid_namespace_of.empty()) {
       rules.target_pid_namespace = absl::StrCat(kGuestContainers, id, "/pid-namespace");
@@ -331,7 +351,8 @@ class Storage : public ContainerStorage {
       if (!released.ok()) co_return Annotate(released, "an earlier attempt");
     }
 
-    auto build = Build(sandbox, id, *std::move(plan), std::move(spec->binds), &prepared);
+    auto build = Build(sandbox, id, *std::move(plan), std::move(spec->devices),
+                       std::move(spec->binds), &prepared);
     const absl::Status built = co_await std::move(build);
     if (!built.ok()) {
       auto rollback = ReleaseSteps(sandbox, id);

@@ -13,6 +13,8 @@
 #include "magnetar/agent.pb.h"
 #include "magnetar/child_process.h"
 #include "magnetar/co.h"
+#include "magnetar/event.h"
+#include "src/daemon/storage/requested_device.h"
 #include "vmm/vmm.h"
 
 namespace magnetar::daemon {
@@ -20,11 +22,16 @@ namespace magnetar::daemon {
 // One thing that was made on the host for a container, as the journal keeps it.
 // A step is written to the journal before it is done and undone in reverse order.
 struct StorageStep {
-  enum class Kind { kMount, kDisk } kind;
+  enum class Kind {
+    kMount,
+    kDisk,        // the container's own
+    kVolumeDisk,  // one that containers of the sandbox share is attached
+    kVolumeUse,   // it is attached, and the container uses it
+  } kind;
   std::string container_id;
   std::string path;    // kMount: mount point below the sandbox's shared directory
-  std::string source;  // kDisk: file or device on the host
-  std::string serial;  // kDisk
+  std::string source;  // of a disk: file or device on the host
+  std::string serial;  // of a disk
 };
 
 // A sandbox, as its storage sees it. All pointers outlive the calls.
@@ -44,6 +51,8 @@ struct SandboxStorage {
   // What the journal holds, in the order of adding: the one truth about what there is to undo. A
   // step whose journal_add failed may be in it; undoing what was never done does no harm.
   std::function<std::vector<StorageStep>()> journal_steps;
+  // Storage's own: there while disks that containers share are attached or detached.
+  std::shared_ptr<Event> volume_turn{};
 };
 
 struct ContainerRequest {
@@ -53,8 +62,9 @@ struct ContainerRequest {
   // Files that the guest itself holds and that CRI would have bound in:
   // hostname, hosts, resolv.conf, shm. Guest paths; empty: none.
   std::string guest_hostname, guest_hosts, guest_resolv_conf, guest_shm;
-  bool pod_shares_pids = true;   // see SpecRequest
-  std::string pid_namespace_of;  // as PreparedContainer has it
+  bool pod_shares_pids = true;             // see SpecRequest
+  std::string pid_namespace_of;            // as PreparedContainer has it
+  std::vector<RequestedDevice> devices{};  // of CRI's configuration
 };
 
 // Brings a container's root filesystem and mounts to the guest.

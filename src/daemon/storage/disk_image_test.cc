@@ -3,15 +3,13 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <linux/loop.h>
-#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <cerrno>
 #include <cstdlib>
 
 #include "magnetar/files.h"
+#include "src/daemon/storage/testing/loop_device.h"
 
 namespace magnetar::daemon {
 namespace {
@@ -93,22 +91,6 @@ TEST_F(DiskImageTest, NotAnImage) {
   const std::string fifo = directory_ + "/fifo";
   ASSERT_EQ(::mkfifo(fifo.c_str(), 0600), 0);
   EXPECT_TRUE(absl::IsInvalidArgument(OpenDiskImage(fifo, false, sys_block_).status()));
-}
-
-// A real loop device on the image, where there may be one; detaches itself with the last user.
-UniqueFd AttachLoop(const std::string& image, std::string* path) {
-  const UniqueFd control(::open("/dev/loop-control", O_RDWR | O_CLOEXEC));
-  const UniqueFd file(::open(image.c_str(), O_RDWR | O_CLOEXEC));
-  for (int attempt = 0; control.ok() && attempt < 100; ++attempt) {
-    *path = "/dev/loop" + std::to_string(::ioctl(control.get(), LOOP_CTL_GET_FREE));
-    UniqueFd device(::open(path->c_str(), O_RDWR | O_CLOEXEC));
-    loop_config config = {};
-    config.fd = static_cast<uint32_t>(file.get());
-    config.info.lo_flags = LO_FLAGS_AUTOCLEAR;
-    if (device.ok() && ::ioctl(device.get(), LOOP_CONFIGURE, &config) == 0) return device;
-    if (!device.ok() || errno != EBUSY) break;
-  }
-  return UniqueFd();
 }
 
 TEST_F(DiskImageTest, RealLoopDevice) {

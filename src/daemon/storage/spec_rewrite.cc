@@ -1,6 +1,5 @@
 #include "src/daemon/storage/spec_rewrite.h"
 
-#include <cstdint>
 #include <iterator>
 #include <set>
 #include <utility>
@@ -11,6 +10,7 @@
 #include "magnetar/guest_spec.h"
 #include "magnetar/spec_json.h"
 #include "magnetar/status.h"
+#include "src/daemon/storage/spec_devices.h"
 #include "src/daemon/storage/spec_mounts.h"
 
 namespace magnetar::daemon {
@@ -55,22 +55,6 @@ constexpr NamespaceRule kNamespaces[] = {
     {"mount", nullptr, "a mount namespace of the host cannot be entered in a VM", true},
     {"cgroup", "", nullptr, false},  // the host's path is left out: a new one
     {"time", nullptr, "a time namespace of the host cannot be entered in a VM", false},
-};
-
-// Character devices that every Linux has and that mean nothing of a host's (Linux,
-// Documentation/admin-guide/devices.txt).
-constexpr struct {
-  int64_t major;
-  int64_t minor;
-} kHarmlessDevices[] = {
-    {1, 3},  // null
-    {1, 5},  // zero
-    {1, 7},  // full
-    {1, 8},  // random
-    {1, 9},  // urandom
-    {5, 0},  // tty
-    {5, 1},  // console
-    {5, 2},  // ptmx
 };
 
 // What the guest's crun takes (Debian 12's 1.8.1 refuses every version but 1.0.x, though it knows
@@ -184,36 +168,6 @@ absl::Status RewriteNamespaces(Json& linux_section, const SpecRequest& request) 
   return absl::OkStatus();
 }
 
-absl::Status CheckDevices(Json& linux_section) {
-  absl::StatusOr<Json*> devices = FindArray(linux_section, "linux", "devices");
-  if (!devices.ok()) return devices.status();
-  if (*devices == nullptr) return absl::OkStatus();
-  for (size_t i = 0; i < (*devices)->size(); ++i) {
-    Json& device = (**devices)[i];
-    const std::string where = absl::StrCat("linux.devices[", i, "]");
-    if (!device.is_object()) {
-      return absl::InvalidArgumentError(absl::StrCat("spec: ", where, " is no object"));
-    }
-    absl::StatusOr<std::string> path = FindString(device, where, "path");
-    if (!path.ok()) return path.status();
-    absl::StatusOr<std::string> type = FindString(device, where, "type");
-    if (!type.ok()) return type.status();
-    if (*type == "p") continue;  // a FIFO, made in the guest
-    bool harmless = false;
-    if (*type == "c" || *type == "u") {
-      for (const auto& known : kHarmlessDevices) {
-        harmless = harmless || (device.contains("major") && device["major"] == known.major &&
-                                device.contains("minor") && device["minor"] == known.minor);
-      }
-    }
-    if (!harmless) {
-      return Unsupported(absl::StrCat(where, " ", absl::CHexEscape(*path)),
-                         "devices of the host cannot be given to a VM");
-    }
-  }
-  return absl::OkStatus();
-}
-
 absl::Status RewriteResources(Json& linux_section, std::vector<std::string>& dropped) {
   absl::StatusOr<Json*> resources = FindObject(linux_section, "linux", "resources");
   if (!resources.ok()) return resources.status();
@@ -242,15 +196,14 @@ absl::Status DropAnnotations(Json& spec, std::vector<std::string>& dropped) {
   return absl::OkStatus();
 }
 
-absl::Status RewriteLinux(Json& spec, const SpecRequest& request,
-                          std::vector<std::string>& dropped) {
+absl::Status RewriteLinux(Json& spec, const SpecRequest& request, RewrittenSpec& result) {
   absl::StatusOr<Json*> found = FindObject(spec, "", "linux");
   if (!found.ok()) return found.status();
   if (*found == nullptr) return absl::InvalidArgumentError("spec: no linux section");
   Json& linux_section = **found;
   MAGNETAR_RETURN_IF_ERROR(RewriteNamespaces(linux_section, request));
-  MAGNETAR_RETURN_IF_ERROR(CheckDevices(linux_section));
-  MAGNETAR_RETURN_IF_ERROR(RewriteResources(linux_section, dropped));
+  MAGNETAR_RETURN_IF_ERROR(RewriteDevices(linux_section, request, result));
+  MAGNETAR_RETURN_IF_ERROR(RewriteResources(linux_section, result.dropped));
   linux_section["cgroupsPath"] = absl::StrCat("/pod/", request.container_id);
 
   absl::StatusOr<Json*> seccomp = FindObject(linux_section, "linux", "seccomp");
@@ -284,7 +237,7 @@ absl::StatusOr<RewrittenSpec> RewriteSpec(const std::string& spec_json,
   MAGNETAR_RETURN_IF_ERROR(RewriteProcess(*spec, result.dropped));
   MAGNETAR_RETURN_IF_ERROR(RewriteRoot(*spec, request));
   MAGNETAR_RETURN_IF_ERROR(RewriteMounts(*spec, request, result));
-  MAGNETAR_RETURN_IF_ERROR(RewriteLinux(*spec, request, result.dropped));
+  MAGNETAR_RETURN_IF_ERROR(RewriteLinux(*spec, request, result));
   result.json = SpecText(*spec);
   return result;
 }

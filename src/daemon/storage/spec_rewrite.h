@@ -1,5 +1,7 @@
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstddef>
 #include <map>
 #include <string>
@@ -7,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "src/daemon/storage/mount_calls.h"
+#include "src/daemon/storage/requested_device.h"
 
 // An OCI runtime spec that containerd made for this host, rewritten for a guest.
 // Pure: no file is looked at. Facts: OCI runtime-spec 1.1 (config.md, config-linux.md), and
@@ -24,6 +27,8 @@ struct SpecRequest {
   std::map<size_t, std::string> guest_volumes;
   // Whether a pid namespace with a path is the pod's; else it is another container's.
   bool pod_shares_pids = true;
+  // What CRI's configuration of the container asks for, by name.
+  std::vector<RequestedDevice> devices;
   // In the guest, of the container whose processes this one is to see; empty: of none.
   std::string target_pid_namespace;
 };
@@ -40,15 +45,28 @@ struct HostBind {
   bool follow_host = false;
 };
 
+// A block device of the host that becomes a disk of the VM.
+struct BlockDevice {
+  size_t index = 0;       // in the spec's linux.devices
+  std::string name;       // for messages: "linux.devices[2] /dev/xvda"
+  std::string host_path;  // as the container's configuration has it
+  dev_t number = 0;       // the host's, as containerd found it when the container was made
+  std::string access;     // of "rwm"
+
+  bool read_only() const { return access.find('w') == std::string::npos; }
+};
+
 struct RewrittenSpec {
   std::string json;
   std::vector<HostBind> binds;
+  std::vector<BlockDevice> devices;
   // What has no meaning in a guest and was left out: "process.apparmorProfile".
   std::vector<std::string> dropped;
 };
 
 // INVALID_ARGUMENT: no valid spec, or a mount type nobody knows. FAILED_PRECONDITION: something
-// a VM cannot give. Both name the field; a mount by its index and destination.
+// a VM cannot give. Both name the field; a mount or a device by its index and its path in the
+// container.
 absl::StatusOr<RewrittenSpec> RewriteSpec(const std::string& spec_json, const SpecRequest& request);
 
 }  // namespace magnetar::daemon

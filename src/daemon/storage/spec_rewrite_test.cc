@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/sysmacros.h>
 
 #include <functional>
 
@@ -368,6 +369,57 @@ TEST(SpecRewriteTest, StandardDevicesAreKept) {
   EXPECT_EQ(out.spec["linux"]["devices"], spec["linux"]["devices"]);
 }
 
+TEST(SpecRewriteTest, BlockDevicesThatWereAskedFor) {
+  Json spec = Spec();
+  spec["linux"]["devices"] = Json::parse(R"([
+    {"path": "/dev/null", "type": "c", "major": 1, "minor": 3},
+    {"path": "/dev/xvda", "type": "b", "major": 7, "minor": 3, "fileMode": 432, "gid": 6}])");
+  spec["linux"]["resources"]["devices"] = Json::parse(R"([
+    {"allow": false, "access": "rwm"},
+    {"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm"},
+    {"allow": true, "type": "b", "access": "m"},
+    {"allow": true, "type": "b", "major": -1, "minor": -1, "access": "m"},
+    {"allow": true, "type": "b", "major": 7, "minor": 3, "access": "rw"}])");
+  SpecRequest request = Request();
+  request.devices = {{"/dev/sdz", "/dev/other", "rwm"}, {"/dev/loop3", "/dev//xvda", "rw"}};
+  Outcome out = Rewrite(spec, request);
+  ASSERT_TRUE(out.status.ok()) << out.status;
+  ASSERT_EQ(out.result.devices.size(), 1u);
+  const BlockDevice& device = out.result.devices[0];
+  EXPECT_EQ(device.index, 1u);
+  EXPECT_EQ(device.name, "linux.devices[1] /dev/xvda");
+  EXPECT_EQ(device.host_path, "/dev/loop3");
+  EXPECT_EQ(device.number, ::makedev(7, 3));
+  EXPECT_EQ(device.access, "rw");
+  EXPECT_FALSE(device.read_only());
+  EXPECT_EQ(out.spec["linux"]["devices"][1], Json::parse(R"({"path": "/dev/xvda", "type": "b",
+      "major": 0, "minor": 0, "fileMode": 432, "gid": 6})"));
+  Json rules = spec["linux"]["resources"]["devices"];
+  rules.erase(4);
+  EXPECT_EQ(out.spec["linux"]["resources"]["devices"], rules);
+  EXPECT_THAT(out.result.dropped, IsEmpty());
+
+  for (const char* access : {"", "x", "rwx", "RW"}) {
+    request.devices[1].permissions = access;
+    out = Rewrite(spec, request);
+    EXPECT_TRUE(absl::IsInvalidArgument(out.status)) << out.status;
+    EXPECT_THAT(std::string(out.status.message()),
+                HasSubstr("linux.devices[1] /dev/xvda: permissions"));
+  }
+  request.devices[1].permissions = "rm";
+  EXPECT_TRUE(Rewrite(spec, request).result.devices[0].read_only());
+}
+
+TEST(SpecRewriteTest, RulesForTheHostsBlockDevicesGo) {
+  Json spec = Spec();
+  spec["linux"]["resources"]["devices"] =
+      Json::parse(R"([{"allow": true, "type": "b", "major": 8, "access": "rwm"}])");
+  const Outcome out = Rewrite(spec);
+  ASSERT_TRUE(out.status.ok()) << out.status;
+  EXPECT_EQ(out.spec["linux"]["resources"]["devices"], Json::array());
+  EXPECT_THAT(out.result.dropped, ElementsAre("linux.resources.devices: rules for block devices"));
+}
+
 TEST(SpecRewriteTest, EmptyHooksGoSilently) {
   Json spec = Spec();
   spec["hooks"] = {{"prestart", Json::array()}};
@@ -425,13 +477,28 @@ TEST(SpecRewriteTest, Refusals) {
          s["linux"]["devices"] =
              Json::parse(R"([{"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232}])");
        },
-       kRefused, "linux.devices[0] /dev/kvm"},
-      {"block device with a harmless number",
+       kRefused, "linux.devices[0] /dev/kvm: of the host's devices only block devices"},
+      {"block device that nobody asked for, with a harmless number",
        [](Json& s) {
          s["linux"]["devices"] =
              Json::parse(R"([{"path": "/dev/ram3", "type": "b", "major": 1, "minor": 3}])");
        },
-       kRefused, "/dev/ram3"},
+       kRefused, "linux.devices[0] /dev/ram3: a block device of the host is given to a VM only if"},
+      {"block device without numbers",
+       [](Json& s) {
+         s["linux"]["devices"] = Json::parse(R"([{"path": "/dev/x", "type": "b", "major": 8}])");
+       },
+       kInvalid, "linux.devices[0] /dev/x: no numbers"},
+      {"block device with numbers that none has",
+       [](Json& s) {
+         s["linux"]["devices"] =
+             Json::parse(R"([{"path": "/dev/x", "type": "b", "major": 8, "minor": -1}])");
+       },
+       kInvalid, "linux.devices[0] /dev/x: no numbers"},
+      {"devices are no objects", [](Json& s) { s["linux"]["devices"] = {1}; }, kInvalid,
+       "linux.devices[0] is no object"},
+      {"device rules are no objects", [](Json& s) { s["linux"]["resources"]["devices"] = {1}; },
+       kInvalid, "linux.resources.devices"},
       {"device without numbers",
        [](Json& s) { s["linux"]["devices"] = Json::parse(R"([{"path": "/dev/x", "type": "c"}])"); },
        kRefused, "/dev/x"},

@@ -308,6 +308,7 @@ class FakeStorage : public ContainerStorage {
                                                            ContainerRequest request) override {
     world_->pod_shares_pids = request.pod_shares_pids;
     world_->pid_namespace_of = request.pid_namespace_of;
+    world_->devices = request.devices;
     auto note = world_->NoteAsync("storage.prepare");
     absl::Status status = co_await std::move(note);
     if (!status.ok()) co_return status;

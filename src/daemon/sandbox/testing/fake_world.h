@@ -118,7 +118,9 @@ class FakeWorld {
   std::map<std::string, std::shared_ptr<Vm>> vms_;  // by directory; on the event thread
   // Of the last container that was prepared.
   std::atomic<bool> pod_shares_pids{true};
-  std::string pid_namespace_of;  // of the last container that was prepared
+  // Of the last container that was prepared.
+  std::string pid_namespace_of;
+  std::vector<RequestedDevice> devices;
 
  private:
   struct Fakes;

@@ -67,7 +67,8 @@ class ContainerStorageTest : public ::testing::Test {
         EXPECT_FALSE(IsMounted(step.path));
       }
       std::erase_if(journal_, [&step](const StorageStep& s) {
-        return s.path + s.serial == step.path + step.serial;
+        return s.kind == step.kind && s.container_id == step.container_id && s.path == step.path &&
+               s.serial == step.serial;
       });
       return absl::OkStatus();
     };
