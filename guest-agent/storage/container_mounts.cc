@@ -23,6 +23,7 @@
 #include "guest-agent/init/modules.h"
 #include "guest-agent/storage/disks.h"
 #include "guest-agent/storage/mount.h"
+#include "guest-agent/storage/volume_part.h"
 #include "guest-agent/util/log.h"
 #include "magnetar/status.h"
 #include "magnetar/unique_fd.h"
@@ -79,6 +80,10 @@ absl::Status KernelContainerMounts::MountOne(const std::string& directory,
     case agent::v1::Storage::TMPFS:
       MAGNETAR_RETURN_IF_ERROR(CheckBelow(storage.target(), paths_.volumes));
       return MountVolume(storage.target(), parsed);
+    case agent::v1::Storage::VOLUME_PART:
+      MAGNETAR_RETURN_IF_ERROR(CheckBelow(storage.volume(), paths_.volumes));
+      MAGNETAR_RETURN_IF_ERROR(CheckBelow(storage.target(), directory));
+      return MountPart(storage);
     case agent::v1::Storage::BLOCK_DEVICE:
       return absl::OkStatus();  // the container's own to use
     default:
@@ -122,6 +127,13 @@ absl::Status KernelContainerMounts::MountVolume(const std::string& target,
   if (!mounts.ok()) return mounts.status();
   if (std::find(mounts->begin(), mounts->end(), target) != mounts->end()) return absl::OkStatus();
   return Mount("tmpfs", target, "tmpfs", options.flags, absl::StrJoin(options.data, ","));
+}
+
+absl::Status KernelContainerMounts::MountPart(const agent::v1::Storage& storage) {
+  const std::lock_guard lock(volumes_mutex_);
+  const absl::StatusOr<UniqueFd> part = OpenVolumePart(storage);
+  if (!part.ok()) return part.status();
+  return BindVolumePart(part->get(), storage.target());
 }
 
 absl::Status KernelContainerMounts::MountAll(const std::string& container_id,

@@ -40,6 +40,7 @@ class KernelContainerMounts : public ContainerMounts {
   absl::Status MountAnnounced(const std::string& container_id,
                               const agent::v1::PreparedContainer& prepared);
   absl::Status MountVolume(const std::string& target, const MountOptions& options);
+  absl::Status MountPart(const agent::v1::Storage& storage);
 
   const GuestPaths paths_;
   std::mutex volumes_mutex_;

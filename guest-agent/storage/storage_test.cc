@@ -121,6 +121,82 @@ TEST(ContainerMounts, RefusesTargetsElsewhere) {
   EXPECT_EQ(mounts.MountAll("c", With(storage)).code(), absl::StatusCode::kFailedPrecondition);
 }
 
+void AddPart(agent::v1::Storage& storage, const std::string& name, uint32_t mode) {
+  agent::v1::Storage::Part& part = *storage.add_parts();
+  part.set_name(name);
+  part.set_mode(mode);
+  part.set_uid(::getuid());
+  part.set_gid(::getgid());
+}
+
+bool HasMode(const std::string& path, uint32_t mode) {
+  struct stat st = {};
+  return ::stat(path.c_str(), &st) == 0 && st.st_mode == mode;
+}
+
+// Of "volumes/cache": whether containers get what is there, and what is not there is made.
+bool PartsOfAVolume(const testing::TempDir& dir, KernelContainerMounts& mounts) {
+  dir.Write("containers/c1/config.json", "");
+  const std::string target = dir / "containers/c1/m3";
+  const auto part = [&] {
+    agent::v1::Storage storage;
+    storage.set_kind(agent::v1::Storage::VOLUME_PART);
+    storage.set_volume(dir / "volumes/cache");
+    storage.set_target(target);
+    return storage;
+  };
+  agent::v1::Storage storage = part();
+  AddPart(storage, "sub", S_IFDIR | 02775);
+  AddPart(storage, "deep", S_IFDIR | 0700);
+  bool good = mounts.MountAll("c1", With(storage)).ok() &&
+              HasMode(dir / "volumes/cache/sub", S_IFDIR | 02775) &&
+              HasMode(target, S_IFDIR | 0700);
+  dir.Write("containers/c1/m3/file", "in the volume");
+  good = good && dir.Read("volumes/cache/sub/deep/file") == "in the volume" &&
+         mounts.UnmountAll("c1").ok() && ::rmdir(target.c_str()) == 0;
+
+  // What is there already counts, whatever the host thinks.
+  storage = part();
+  AddPart(storage, "file", S_IFDIR | 0755);
+  good = good && mounts.MountAll("c1", With(storage)).ok() &&
+         dir.Read("containers/c1/m3") == "kept" && mounts.UnmountAll("c1").ok();
+  storage = part();
+  AddPart(storage, "sub", S_IFDIR | 0755);
+  AddPart(storage, "new", S_IFREG | 0640);
+  good = good && mounts.MountAll("c1", With(storage)).ok() && HasMode(target, S_IFREG | 0640) &&
+         HasMode(dir / "volumes/cache/sub", S_IFDIR | 02775) && mounts.UnmountAll("c1").ok();
+
+  // Links that a container has made.
+  dir.Write("secret", "of the guest");
+  const std::string cache = dir / "volumes/cache";
+  good = good && ::symlink("sub", (cache + "/inside").c_str()) == 0 &&
+         ::symlink((dir / "secret").c_str(), (cache + "/absolute").c_str()) == 0 &&
+         ::symlink("../../secret", (cache + "/upwards").c_str()) == 0 &&
+         ::symlink("nowhere", (cache + "/dangling").c_str()) == 0 &&
+         ::mkfifo((cache + "/fifo").c_str(), 0600) == 0;
+  storage = part();
+  AddPart(storage, "inside", S_IFDIR | 0755);
+  AddPart(storage, "new", S_IFREG | 0640);
+  good = good && mounts.MountAll("c1", With(storage)).ok() && HasMode(target, S_IFREG | 0640) &&
+         mounts.UnmountAll("c1").ok();
+  for (const char* name : {"absolute", "upwards", "dangling", "fifo"}) {
+    storage = part();
+    AddPart(storage, name, S_IFREG | 0644);
+    const absl::Status status = mounts.MountAll("c1", With(storage));
+    if (status.ok() || absl::IsInvalidArgument(status)) std::cerr << name << status << std::endl;
+    good = good && !status.ok() && !absl::IsInvalidArgument(status);
+  }
+  for (const char* name : {"", ".", "..", "a/b"}) {
+    storage = part();
+    AddPart(storage, name, S_IFDIR | 0755);
+    good = good && absl::IsInvalidArgument(mounts.MountAll("c1", With(storage)));
+  }
+  storage = part();
+  storage.set_volume(dir / "containers/c1");
+  good = good && absl::IsInvalidArgument(mounts.MountAll("c1", With(storage)));
+  return good;
+}
+
 // Ends the process: 0 if the containers of a pod share a volume that outlives each of them.
 void CheckVolumes(const testing::TempDir& dir) {
   constexpr int kWrong = 1, kNoNamespace = 2;
@@ -148,7 +224,7 @@ void CheckVolumes(const testing::TempDir& dir) {
   good = good && ::stat((dir / "volumes/cache").c_str(), &st) == 0 &&
          ::statfs((dir / "volumes/cache").c_str(), &fs) == 0 && (st.st_mode & 07777) == 01770 &&
          static_cast<uint64_t>(fs.f_blocks) * static_cast<uint64_t>(fs.f_bsize) == 1048576;
-  ::_exit(good ? 0 : kWrong);
+  ::_exit(good && PartsOfAVolume(dir, mounts) ? 0 : kWrong);
 }
 
 TEST(ContainerMounts, VolumesAreThePods) {

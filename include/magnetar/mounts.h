@@ -21,6 +21,8 @@ MountOptions ParseMountOptions(const std::vector<std::string>& options);
 struct MountInfo {
   std::string point;
   std::string type;
+  std::string id;    // as /proc/<pid>/fdinfo has it
+  std::string root;  // what of the file system is there; "/" is all
 };
 std::vector<MountInfo> ParseMountInfo(absl::string_view mountinfo);
 std::vector<std::string> MountPoints(absl::string_view mountinfo);

@@ -72,15 +72,16 @@ MountOptions ParseMountOptions(const std::vector<std::string>& options) {
 }
 
 std::vector<MountInfo> ParseMountInfo(absl::string_view mountinfo) {
-  // "36 35 98:0 /root /mount/point options [tag...] - type source ...": the fifth field, and the
-  // one after the separator.
-  constexpr size_t kMountPointField = 4;
+  // "36 35 98:0 /root /mount/point options [tag...] - type source ...": the first, the fourth and
+  // the fifth field, and the one after the separator.
+  constexpr size_t kIdField = 0, kRootField = 3, kMountPointField = 4;
   std::vector<MountInfo> mounts;
   for (const absl::string_view line : absl::StrSplit(mountinfo, '\n', absl::SkipEmpty())) {
     const std::vector<absl::string_view> fields = absl::StrSplit(line, ' ');
     const auto separator = std::find(fields.begin(), fields.end(), "-");
     if (fields.size() <= kMountPointField || fields.end() - separator < 2) continue;
-    mounts.push_back({Unescape(fields[kMountPointField]), std::string(separator[1])});
+    mounts.push_back({Unescape(fields[kMountPointField]), std::string(separator[1]),
+                      std::string(fields[kIdField]), Unescape(fields[kRootField])});
   }
   return mounts;
 }

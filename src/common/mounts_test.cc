@@ -31,5 +31,15 @@ TEST(MountPointsTest, InOrderAndUnescaped) {
               ElementsAre("/", "/run/x", "/run/x/with space", "/run/x/no\\9xoctal\\04"));
 }
 
+TEST(MountInfoTest, WhatOfTheFileSystemIsWhere) {
+  const std::vector<MountInfo> mounts =
+      ParseMountInfo("31 22 0:9 /a\\040b /run/y rw shared:1 - tmpfs cache rw\n");
+  ASSERT_EQ(mounts.size(), 1u);
+  EXPECT_EQ(mounts[0].id, "31");
+  EXPECT_EQ(mounts[0].root, "/a b");
+  EXPECT_EQ(mounts[0].point, "/run/y");
+  EXPECT_EQ(mounts[0].type, "tmpfs");
+}
+
 }  // namespace
 }  // namespace magnetar

@@ -257,6 +257,30 @@ Co<absl::Status> ReleaseSteps(SandboxStorage* sandbox, std::string container_id)
   co_return Annotate(first_error, absl::StrCat("release ", container_id));
 }
 
+// Where the container has it in the guest.
+std::string AddGuestVolume(const GuestVolume& volume, const std::string& container_id,
+                           agent::v1::PreparedContainer* prepared) {
+  const std::string whole = absl::StrCat(kGuestVolumes, volume.name);
+  agent::v1::Storage* storage = prepared->add_storages();
+  storage->set_kind(agent::v1::Storage::TMPFS);
+  for (const std::string& option : volume.options) storage->add_options(option);
+  storage->set_target(whole);
+  if (volume.parts.empty()) return whole;
+  const std::string target = absl::StrCat(kGuestContainers, container_id, "/m", volume.index);
+  storage = prepared->add_storages();
+  storage->set_kind(agent::v1::Storage::VOLUME_PART);
+  storage->set_volume(whole);
+  storage->set_target(target);
+  for (const GuestVolume::Part& part : volume.parts) {
+    agent::v1::Storage::Part* step = storage->add_parts();
+    step->set_name(part.name);
+    step->set_mode(part.mode);
+    step->set_uid(part.uid);
+    step->set_gid(part.gid);
+  }
+  return target;
+}
+
 // The spec, and the storages that its mounts take in the guest.
 Co<absl::StatusOr<RewrittenSpec>> Rewrite(SandboxStorage* sandbox, std::string spec_json,
                                           SpecRequest rules,
@@ -273,12 +297,7 @@ Co<absl::StatusOr<RewrittenSpec>> Rewrite(SandboxStorage* sandbox, std::string s
   if (!volumes.ok()) co_return volumes.status();
   if (volumes->empty()) co_return spec;
   for (const GuestVolume& volume : *volumes) {
-    const std::string target = absl::StrCat(kGuestVolumes, volume.name);
-    rules.guest_volumes[volume.index] = target;
-    agent::v1::Storage* storage = prepared->add_storages();
-    storage->set_kind(agent::v1::Storage::TMPFS);
-    for (const std::string& option : volume.options) storage->add_options(option);
-    storage->set_target(target);
+    rules.guest_volumes[volume.index] = AddGuestVolume(volume, rules.container_id, prepared);
   }
   // Which binds the guest holds shows only when they are known.
   spec = RewriteSpec(spec_json, rules);

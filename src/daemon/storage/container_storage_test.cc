@@ -234,16 +234,61 @@ TEST_F(ContainerStorageTest, EmptyDirInMemoryIsTheGuests) {
 
 TEST_F(ContainerStorageTest, PartOfAnEmptyDirInMemory) {
   const std::string pod = "kubelet/pods/0c1e-4f/";
-  const std::string cache = Directory(pod + "volumes/kubernetes.io~empty-dir/cache");
+  const std::string name = pod + "volumes/kubernetes.io~empty-dir/cache";
+  const std::string cache = Directory(name);
   const std::string part = Directory(pod + "volume-subpaths/cache/main/0");
-  const auto request = [&] { return Request(Overlay(1), {Bind(part, "/part")}); };
-  ASSERT_TRUE(Prepare(request()).ok());
+  const std::string file = File(pod + "volume-subpaths/cache/main/1", "");
+  const auto request = [&] {
+    return Request(Overlay(1), {Bind(part, "/part"), Bind(file, "/file")});
+  };
+  ASSERT_TRUE(Prepare(request()).ok()) << "on the disk it is shared like anything else";
   ASSERT_TRUE(Release().ok());
-  ASSERT_EQ(::mount("tmpfs", cache.c_str(), "tmpfs", 0, nullptr), 0);
+  ASSERT_EQ(::mount("tmpfs", cache.c_str(), "tmpfs", 0, "mode=2770,gid=7"), 0);
+  const std::string deep = Directory(name + "/a b/deep");
+  ASSERT_EQ(::chmod(deep.c_str(), 01750), 0);
+  ASSERT_EQ(::chown(deep.c_str(), 5, 6), 0);
+  File(name + "/f", "");
+  const auto refused = [&](const char* message) {
+    const auto prepared = Prepare(request());
+    EXPECT_TRUE(absl::IsFailedPrecondition(prepared.status())) << prepared.status();
+    EXPECT_THAT(std::string(prepared.status().message()), HasSubstr(message));
+    ExpectNothingLeft();
+  };
+  refused("mounts[0] /part: subPath of an emptyDir in memory: it is no part of the volume");
+  ASSERT_EQ(::mount(deep.c_str(), part.c_str(), nullptr, MS_BIND, nullptr), 0);
+  ASSERT_EQ(::mount((cache + "/f").c_str(), file.c_str(), nullptr, MS_BIND, nullptr), 0);
+
   const auto prepared = Prepare(request());
-  EXPECT_TRUE(absl::IsFailedPrecondition(prepared.status())) << prepared.status();
-  EXPECT_THAT(std::string(prepared.status().message()), HasSubstr("mounts[0] /part: subPath"));
+  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  ASSERT_EQ(prepared->storages_size(), 4);
+  const auto& whole = prepared->storages(0);
+  EXPECT_EQ(whole.kind(), agent::v1::Storage::TMPFS);
+  EXPECT_EQ(whole.target(), "/run/magnetar/pod/volumes/0c1e-4f_cache");
+  EXPECT_THAT(absl::StrJoin(whole.options(), ","), ::testing::StartsWith("mode=2770,uid=0,gid=7"));
+  const auto& directory = prepared->storages(1);
+  EXPECT_EQ(directory.kind(), agent::v1::Storage::VOLUME_PART);
+  EXPECT_EQ(directory.volume(), whole.target());
+  EXPECT_EQ(directory.target(), "/run/magnetar/containers/c1/m0");
+  ASSERT_EQ(directory.parts_size(), 2);
+  EXPECT_EQ(directory.parts(0).name(), "a b");
+  EXPECT_EQ(directory.parts(1).name(), "deep");
+  EXPECT_EQ(directory.parts(1).mode(), static_cast<uint32_t>(S_IFDIR | 01750));
+  EXPECT_EQ(directory.parts(1).uid(), 5u);
+  EXPECT_EQ(directory.parts(1).gid(), 6u);
+  ASSERT_EQ(prepared->storages(3).parts_size(), 1);
+  EXPECT_TRUE(S_ISREG(prepared->storages(3).parts(0).mode()));
+  const Json mounts = Json::parse(prepared->spec())["mounts"];
+  EXPECT_EQ(mounts[0]["source"], "/run/magnetar/containers/c1/m0");
+  EXPECT_EQ(mounts[1]["source"], "/run/magnetar/containers/c1/m1");
+  ASSERT_TRUE(Release().ok());
   ExpectNothingLeft();
+
+  File(name + "/full", "text");
+  ASSERT_EQ(::mount((cache + "/full").c_str(), file.c_str(), nullptr, MS_BIND, nullptr), 0);
+  refused("mounts[1] /file: subPath of an emptyDir in memory: /full has contents on the host");
+  ASSERT_EQ(::umount(file.c_str()), 0);
+  ASSERT_EQ(::rmdir(deep.c_str()), 0);
+  refused("mounts[0] /part: subPath of an emptyDir in memory: /a b/deep");
 }
 
 TEST_F(ContainerStorageTest, MountsReachAFileServersNamespace) {

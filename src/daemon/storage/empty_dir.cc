@@ -5,16 +5,23 @@
 #include <sys/stat.h>
 #include <sys/vfs.h>
 
+#include <cerrno>
 #include <cstdint>
 #include <optional>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
+#include "magnetar/files.h"
 #include "magnetar/ids.h"
+#include "magnetar/mounts.h"
+#include "magnetar/status.h"
 #include "magnetar/unique_fd.h"
 #include "src/daemon/storage/spec_mounts.h"
 
@@ -24,6 +31,8 @@ namespace {
 constexpr char kVolumes[] = "volumes";
 constexpr char kPlugin[] = "kubernetes.io~empty-dir";
 constexpr char kSubPaths[] = "volume-subpaths";
+// A node may have tens of thousands of mounts.
+constexpr size_t kMaxMountList = 64 << 20;
 
 struct EmptyDir {
   std::string pod_uid;
@@ -59,9 +68,64 @@ std::optional<EmptyDir> ParsePath(const std::string& source) {
   return found;
 }
 
-absl::Status Refuse(const HostBind& bind, const char* why) {
+absl::Status Refuse(const HostBind& bind, absl::string_view why) {
   return absl::FailedPreconditionError(
       absl::StrCat("mounts[", bind.index, "] ", absl::CHexEscape(bind.destination), ": ", why));
+}
+
+// The path within its file system of what is mounted at `place`; empty: it is no mount of its own.
+absl::StatusOr<std::string> RootOfMount(int place) {
+  const absl::StatusOr<std::string> facts = ReadFile(absl::StrCat("/proc/self/fdinfo/", place));
+  if (!facts.ok()) return facts.status();
+  const absl::StatusOr<std::string> info = ReadFile("/proc/thread-self/mountinfo", kMaxMountList);
+  if (!info.ok()) return info.status();
+  for (const absl::string_view line : absl::StrSplit(*facts, '\n')) {
+    absl::string_view id = line;
+    if (!absl::ConsumePrefix(&id, "mnt_id:")) continue;
+    for (MountInfo& mount : ParseMountInfo(*info)) {
+      if (mount.id == absl::StripAsciiWhitespace(id)) return std::move(mount.root);
+    }
+  }
+  return absl::NotFoundError("its mount is not listed");
+}
+
+// Which part of the volume that is open at `top` a bind has: that is what the kubelet has mounted
+// at its source.
+absl::StatusOr<std::vector<GuestVolume::Part>> FindParts(int top, const struct statx& volume,
+                                                         const std::string& source) {
+  const UniqueFd place(::open(source.c_str(), O_PATH | O_CLOEXEC));
+  struct statx stx = {};
+  if (!place.ok() || ::statx(place.get(), "", AT_EMPTY_PATH, STATX_BASIC_STATS, &stx) != 0) {
+    return ErrnoStatus(errno, absl::StrCat("open ", absl::CHexEscape(source)));
+  }
+  const absl::StatusOr<std::string> root = RootOfMount(place.get());
+  if (!root.ok()) return root.status();
+  if (stx.stx_dev_major != volume.stx_dev_major || stx.stx_dev_minor != volume.stx_dev_minor ||
+      (stx.stx_attributes & STATX_ATTR_MOUNT_ROOT) == 0) {
+    return absl::FailedPreconditionError("it is no part of the volume");
+  }
+  std::vector<GuestVolume::Part> parts;
+  UniqueFd here(::fcntl(top, F_DUPFD_CLOEXEC, 0));
+  for (const absl::string_view piece : absl::StrSplit(*root, '/', absl::SkipEmpty())) {
+    GuestVolume::Part part;
+    part.name = std::string(piece);
+    UniqueFd next(::openat(here.get(), part.name.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
+    struct stat st = {};
+    if (!next.ok() || ::fstat(next.get(), &st) != 0) return ErrnoStatus(errno, *root);
+    if (!S_ISDIR(st.st_mode) && !S_ISREG(st.st_mode)) {
+      return absl::FailedPreconditionError(absl::StrCat(*root, " is neither directory nor file"));
+    }
+    if (S_ISREG(st.st_mode) && st.st_size != 0) {
+      return absl::FailedPreconditionError(
+          absl::StrCat(*root, " has contents on the host, which a VM's own memory has not"));
+    }
+    part.mode = st.st_mode;
+    part.uid = st.st_uid;
+    part.gid = st.st_gid;
+    parts.push_back(std::move(part));
+    here = std::move(next);
+  }
+  return parts;
 }
 
 // nullopt: it is on the host's disk, or not there, which sharing it will tell.
@@ -81,11 +145,16 @@ absl::StatusOr<std::optional<GuestVolume>> LookAt(const HostBind& bind) {
     return Refuse(bind, "an emptyDir with medium HugePages is not supported in a VM");
   }
   if (fs.f_type != TMPFS_MAGIC) return std::nullopt;
-  if (volume->sub_path) {
-    return Refuse(bind, "subPath of an emptyDir with medium Memory is not supported in a VM");
-  }
 
   GuestVolume found;
+  if (volume->sub_path) {
+    absl::StatusOr<std::vector<GuestVolume::Part>> parts = FindParts(place.get(), stx, bind.source);
+    if (!parts.ok()) {
+      return Refuse(bind,
+                    absl::StrCat("subPath of an emptyDir in memory: ", parts.status().message()));
+    }
+    found.parts = *std::move(parts);
+  }
   found.index = bind.index;
   found.name = absl::StrCat(volume->pod_uid, "_", volume->volume);
   // Owner and mode are the fsGroup's.

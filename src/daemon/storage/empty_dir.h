@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,14 @@ struct GuestVolume {
   size_t index = 0;  // of the mount in the spec
   std::string name;  // the same for all of the pod's containers: "<pod uid>_<volume>"
   std::vector<std::string> options;  // of its tmpfs
+  // What the container has of it (subPath), from its top down; none: all.
+  struct Part {
+    std::string name;
+    uint32_t mode = 0;  // with the type
+    uint32_t uid = 0;
+    uint32_t gid = 0;
+  };
+  std::vector<Part> parts{};
 };
 
 // Whether a kubelet's emptyDir, or a subPath of one, may be at a path. Pure.
@@ -22,8 +31,9 @@ bool MayBeEmptyDir(const std::string& source);
 // Those of a container's binds that are emptyDirs with `medium: Memory`. A kubelet (1.33,
 // pkg/volume/emptydir/empty_dir.go) mounts a tmpfs for one at
 // <root>/pods/<pod uid>/volumes/kubernetes.io~empty-dir/<volume>, with the volume's limit as its
-// size. FAILED_PRECONDITION names a mount that cannot be had: one of huge pages, or a part of a
-// volume in memory. Blocks.
+// size. For a subPath it binds that part to <root>/pods/<pod uid>/volume-subpaths/<volume>/
+// <container>/<index> (pkg/volume/util/subpath/subpath_linux.go). FAILED_PRECONDITION names a mount
+// that cannot be had: one of huge pages, or a part that the volume does not have. Blocks.
 absl::StatusOr<std::vector<GuestVolume>> FindGuestVolumes(const std::vector<HostBind>& binds);
 
 }  // namespace magnetar::daemon
