@@ -78,8 +78,10 @@ absl::Status KernelContainerMounts::MountOne(const std::string& directory,
                    absl::StrJoin(parsed.data, ","));
     }
     case agent::v1::Storage::TMPFS:
+    case agent::v1::Storage::HUGETLBFS:
       MAGNETAR_RETURN_IF_ERROR(CheckBelow(storage.target(), paths_.volumes));
-      return MountVolume(storage.target(), parsed);
+      return MountVolume(storage.kind() == agent::v1::Storage::TMPFS ? "tmpfs" : "hugetlbfs",
+                         storage.target(), parsed);
     case agent::v1::Storage::VOLUME_PART:
       MAGNETAR_RETURN_IF_ERROR(CheckBelow(storage.volume(), paths_.volumes));
       MAGNETAR_RETURN_IF_ERROR(CheckBelow(storage.target(), directory));
@@ -120,13 +122,14 @@ absl::Status KernelContainerMounts::MountAnnounced(const std::string& container_
 }
 
 // Once for the pod: its containers share what is in it, one after another and side by side.
-absl::Status KernelContainerMounts::MountVolume(const std::string& target,
+absl::Status KernelContainerMounts::MountVolume(const std::string& fstype,
+                                                const std::string& target,
                                                 const MountOptions& options) {
   const std::lock_guard lock(volumes_mutex_);
   const absl::StatusOr<std::vector<std::string>> mounts = MountsBelow(target);
   if (!mounts.ok()) return mounts.status();
   if (std::find(mounts->begin(), mounts->end(), target) != mounts->end()) return absl::OkStatus();
-  return Mount("tmpfs", target, "tmpfs", options.flags, absl::StrJoin(options.data, ","));
+  return Mount(fstype, target, fstype, options.flags, absl::StrJoin(options.data, ","));
 }
 
 absl::Status KernelContainerMounts::MountPart(const agent::v1::Storage& storage) {
@@ -141,6 +144,7 @@ absl::Status KernelContainerMounts::MountAll(const std::string& container_id,
   const std::string directory = absl::StrCat(paths_.containers, "/", container_id);
   absl::Status status =
       Annotate(MountAnnounced(container_id, prepared), "mount what the host shares");
+  if (status.ok()) status = huge_pages_.Reserve(container_id, prepared.huge_pages());
   for (int i = 0; status.ok() && i < prepared.storages_size(); ++i) {
     status = Annotate(MountOne(directory, prepared.storages(i)), absl::StrCat("storage ", i));
   }
@@ -166,6 +170,7 @@ absl::Status KernelContainerMounts::UnmountAll(const std::string& container_id) 
       if (first.ok()) first = status;
     }
   }
+  first.Update(huge_pages_.Release(container_id));
   return first;
 }
 

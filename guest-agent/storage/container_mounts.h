@@ -4,6 +4,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "guest-agent/storage/huge_pages.h"
 #include "magnetar/agent.pb.h"
 #include "magnetar/mounts.h"
 
@@ -18,7 +19,8 @@ class ContainerMounts {
   // volumes, which are there until the VM ends.
   virtual absl::Status MountAll(const std::string& container_id,
                                 const agent::v1::PreparedContainer& prepared) = 0;
-  // Unmounts everything below the container's directory and syncs. Repeatable.
+  // Unmounts everything below the container's directory, syncs, and gives its huge pages back.
+  // Repeatable.
   virtual absl::Status UnmountAll(const std::string& container_id) = 0;
 };
 
@@ -26,11 +28,14 @@ struct GuestPaths {
   std::string shared = "/run/magnetar/shared";
   std::string containers = "/run/magnetar/containers";
   std::string volumes = "/run/magnetar/pod/volumes";
+  std::string huge_pages = "/sys/kernel/mm/hugepages";
+  std::string pod_cgroup = "/sys/fs/cgroup/pod";
 };
 
 class KernelContainerMounts : public ContainerMounts {
  public:
-  explicit KernelContainerMounts(GuestPaths paths) : paths_(std::move(paths)) {}
+  explicit KernelContainerMounts(GuestPaths paths)
+      : paths_(std::move(paths)), huge_pages_(paths_.huge_pages, paths_.pod_cgroup) {}
   absl::Status MountAll(const std::string& container_id,
                         const agent::v1::PreparedContainer& prepared) override;
   absl::Status UnmountAll(const std::string& container_id) override;
@@ -39,11 +44,13 @@ class KernelContainerMounts : public ContainerMounts {
   absl::Status MountOne(const std::string& directory, const agent::v1::Storage& storage);
   absl::Status MountAnnounced(const std::string& container_id,
                               const agent::v1::PreparedContainer& prepared);
-  absl::Status MountVolume(const std::string& target, const MountOptions& options);
+  absl::Status MountVolume(const std::string& fstype, const std::string& target,
+                           const MountOptions& options);
   absl::Status MountPart(const agent::v1::Storage& storage);
 
   const GuestPaths paths_;
   std::mutex volumes_mutex_;
+  HugePagePools huge_pages_;
 };
 
 // INVALID_ARGUMENT unless `path` is absolute, below `directory`, and has no "..".

@@ -10,9 +10,12 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
 #include "guest-agent/storage/block_devices.h"
 #include "guest-agent/storage/container_mounts.h"
 #include "guest-agent/storage/disks.h"
+#include "guest-agent/storage/huge_pages.h"
 #include "guest-agent/storage/mount.h"
 #include "guest-agent/testing/temp_dir.h"
 #include "src/common/testing/mount_namespace.h"
@@ -98,6 +101,65 @@ TEST(BlockDevices, NumbersAndRulesGoIntoTheSpec) {
   }
   prepared.set_spec(R"({"linux":{"devices":[{},{},{}]}})");
   EXPECT_TRUE(SpecWithDisks(prepared, find).ok()) << "no resources before";
+}
+
+class HugePagesTest : public ::testing::Test {
+ protected:
+  HugePagesTest() {
+    dir_.Write("pools/hugepages-2048kB/nr_hugepages", "0\n");
+    dir_.Write("pod/memory.max", absl::StrCat(200 << 20, "\n"));
+    dir_.Write("pod/memory.stat", absl::StrCat("anon ", 50 << 20, "\nshmem ", 30 << 20, "\n"));
+  }
+  absl::Status Reserve(const std::string& id, uint64_t page_size, uint64_t bytes) {
+    agent::v1::PreparedContainer prepared;
+    auto* pages = prepared.add_huge_pages();
+    pages->set_page_size(page_size);
+    pages->set_bytes(bytes);
+    pages->set_field("mounts[3] /pages");
+    return pools_.Reserve(id, prepared.huge_pages());
+  }
+  // Written in place, as the kernel's files are: what was longer before keeps its end.
+  std::string Number(const std::string& file) {
+    return std::string(absl::StripAsciiWhitespace(dir_.Read(file)));
+  }
+  std::string Pool() { return Number("pools/hugepages-2048kB/nr_hugepages"); }
+  std::string Memory() { return Number("pod/memory.max"); }
+
+  const testing::TempDir dir_;
+  HugePagePools pools_{dir_ / "pools", dir_ / "pod"};
+};
+
+TEST_F(HugePagesTest, AreTheSumOfWhatContainersWerePromised) {
+  EXPECT_EQ(Reserve("c1", 2 << 20, 5 << 20), absl::OkStatus());
+  EXPECT_EQ(Pool(), "3");
+  EXPECT_EQ(Memory(), absl::StrCat((200 << 20) - (6 << 20)));
+  EXPECT_EQ(Reserve("c2", 2 << 20, 2 << 20), absl::OkStatus());
+  EXPECT_EQ(Pool(), "4");
+  EXPECT_EQ(Reserve("c1", 2 << 20, 2 << 20), absl::OkStatus()) << "again, and less";
+  EXPECT_EQ(Pool(), "2");
+  EXPECT_EQ(pools_.Release("c1"), absl::OkStatus());
+  EXPECT_EQ(pools_.Release("c1"), absl::OkStatus());
+  EXPECT_EQ(pools_.Release("c2"), absl::OkStatus());
+  EXPECT_EQ(Pool(), "0");
+  EXPECT_EQ(Memory(), absl::StrCat(200 << 20));
+}
+
+TEST_F(HugePagesTest, WhatDoesNotFitTakesNothing) {
+  EXPECT_EQ(Reserve("c1", 2 << 20, 100 << 20), absl::OkStatus());
+  const absl::Status status = Reserve("c2", 2 << 20, 8 << 20);
+  EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+  EXPECT_EQ(status.message(),
+            "mounts[3] /pages: 8192 KiB in pages of 2048 KiB: the VM has 100 MiB for its "
+            "containers, of which 80 MiB are in use");
+  EXPECT_EQ(Pool(), "50");
+  const absl::Status odd = Reserve("c2", 1 << 30, 1 << 30);
+  EXPECT_TRUE(absl::IsFailedPrecondition(odd)) << odd;
+  EXPECT_THAT(std::string(odd.message()), ::testing::HasSubstr("no pages of 1048576 KiB"));
+  EXPECT_TRUE(absl::IsInvalidArgument(Reserve("c2", 0, 1)));
+  EXPECT_TRUE(absl::IsInvalidArgument(Reserve("c2", 2 << 20, ~uint64_t{0})));
+  EXPECT_EQ(pools_.Release("c2"), absl::OkStatus());
+  EXPECT_EQ(Pool(), "50");
+  EXPECT_EQ(Memory(), absl::StrCat(100 << 20));
 }
 
 TEST(ContainerMounts, RefusesTargetsElsewhere) {

@@ -282,6 +282,7 @@ Co<absl::StatusOr<agent::v1::PreparedContainer>> HostRequests::PrepareLocked(
   if (!target.ok()) co_return target.status();
   want.pid_namespace_of = *std::move(target);
   want.devices = RequestedDevices(*container);
+  want.huge_page_limits = HugePageLimits(*container);
   auto prepare = env_->storage->Prepare(storage_, std::move(want));
   absl::StatusOr<agent::v1::PreparedContainer> prepared = co_await std::move(prepare);
   if (prepared.ok()) MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("container.prepare.after"));

@@ -262,7 +262,8 @@ std::string AddGuestVolume(const GuestVolume& volume, const std::string& contain
                            agent::v1::PreparedContainer* prepared) {
   const std::string whole = absl::StrCat(kGuestVolumes, volume.name);
   agent::v1::Storage* storage = prepared->add_storages();
-  storage->set_kind(agent::v1::Storage::TMPFS);
+  storage->set_kind(volume.page_size == 0 ? agent::v1::Storage::TMPFS
+                                          : agent::v1::Storage::HUGETLBFS);
   for (const std::string& option : volume.options) storage->add_options(option);
   storage->set_target(whole);
   if (volume.parts.empty()) return whole;
@@ -279,6 +280,15 @@ std::string AddGuestVolume(const GuestVolume& volume, const std::string& contain
     step->set_gid(part.gid);
   }
   return target;
+}
+
+// By the mount that has them, if there is one.
+void NameHugePages(const std::vector<GuestVolume>& volumes, std::vector<HugePages>& huge_pages) {
+  for (HugePages& pages : huge_pages) {
+    for (const GuestVolume& volume : volumes) {
+      if (volume.page_size == pages.page_size) pages.field = volume.field;
+    }
+  }
 }
 
 // The spec, and the storages that its mounts take in the guest.
@@ -301,6 +311,7 @@ Co<absl::StatusOr<RewrittenSpec>> Rewrite(SandboxStorage* sandbox, std::string s
   }
   // Which binds the guest holds shows only when they are known.
   spec = RewriteSpec(spec_json, rules);
+  if (spec.ok()) NameHugePages(*volumes, spec->huge_pages);
   co_return spec;
 }
 
@@ -355,6 +366,7 @@ class Storage : public ContainerStorage {
     rules.guest_shm = request.guest_shm;
     rules.pod_shares_pids = request.pod_shares_pids;
     rules.devices = std::move(request.devices);
+    rules.huge_page_limits = std::move(request.huge_page_limits);
     agent::v1::PreparedContainer prepared;
     if (!request.pid_namespace_of.empty()) {
       rules.target_pid_namespace = absl::StrCat(kGuestContainers, id, "/pid-namespace");
@@ -381,6 +393,12 @@ class Storage : public ContainerStorage {
             {{"sandbox", sandbox->sandbox_id}, {"container", id}, {"error", undone.ToString()}});
       }
       co_return built;
+    }
+    for (const HugePages& wanted : spec->huge_pages) {
+      agent::v1::HugePages* pages = prepared.add_huge_pages();
+      pages->set_page_size(wanted.page_size);
+      pages->set_bytes(wanted.bytes);
+      pages->set_field(wanted.field);
     }
     LogDropped(sandbox->sandbox_id, spec->dropped);
     prepared.set_spec(std::move(spec->json));

@@ -62,9 +62,11 @@ struct ContainerRequest {
   // Files that the guest itself holds and that CRI would have bound in:
   // hostname, hosts, resolv.conf, shm. Guest paths; empty: none.
   std::string guest_hostname, guest_hosts, guest_resolv_conf, guest_shm;
-  bool pod_shares_pids = true;             // see SpecRequest
-  std::string pid_namespace_of;            // as PreparedContainer has it
-  std::vector<RequestedDevice> devices{};  // of CRI's configuration
+  bool pod_shares_pids = true;   // see SpecRequest
+  std::string pid_namespace_of;  // as PreparedContainer has it
+  // Of CRI's configuration.
+  std::vector<RequestedDevice> devices{};
+  std::vector<HugePageLimit> huge_page_limits{};
 };
 
 // Brings a container's root filesystem and mounts to the guest.

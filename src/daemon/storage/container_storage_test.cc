@@ -232,6 +232,34 @@ TEST_F(ContainerStorageTest, EmptyDirInMemoryIsTheGuests) {
   ExpectNothingLeft();
 }
 
+TEST_F(ContainerStorageTest, EmptyDirOfHugePagesIsTheGuests) {
+  const std::string volume =
+      Directory("kubelet/pods/0c1e-4f/volumes/kubernetes.io~empty-dir/pages");
+  if (::mount("hugetlbfs", volume.c_str(), "hugetlbfs", 0, "pagesize=2M,size=8M,mode=1777") != 0) {
+    GTEST_SKIP() << "no hugetlbfs";
+  }
+  ContainerRequest request = Request(Overlay(1), {Bind(volume, "/pages")});
+  Json spec = Json::parse(request.spec_json);
+  spec["linux"]["resources"]["hugepageLimits"] =
+      Json::parse(R"([{"pageSize": "2MB", "limit": 4194304}])");
+  request.spec_json = spec.dump();
+  const auto prepared = Prepare(std::move(request));
+  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  ASSERT_EQ(prepared->storages_size(), 1);
+  EXPECT_EQ(prepared->storages(0).kind(), agent::v1::Storage::HUGETLBFS);
+  EXPECT_EQ(prepared->storages(0).target(), "/run/magnetar/pod/volumes/0c1e-4f_pages");
+  EXPECT_EQ(absl::StrJoin(prepared->storages(0).options(), ","),
+            "mode=1777,uid=0,gid=0,pagesize=2097152,size=8388608");
+  ASSERT_EQ(prepared->huge_pages_size(), 1);
+  EXPECT_EQ(prepared->huge_pages(0).page_size(), 2u << 20);
+  EXPECT_EQ(prepared->huge_pages(0).bytes(), 4u << 20);
+  EXPECT_EQ(prepared->huge_pages(0).field(), "mounts[0] /pages");
+  EXPECT_EQ(Json::parse(prepared->spec())["mounts"][0]["source"],
+            "/run/magnetar/pod/volumes/0c1e-4f_pages");
+  ASSERT_TRUE(Release().ok());
+  ExpectNothingLeft();
+}
+
 TEST_F(ContainerStorageTest, PartOfAnEmptyDirInMemory) {
   const std::string pod = "kubelet/pods/0c1e-4f/";
   const std::string name = pod + "volumes/kubernetes.io~empty-dir/cache";

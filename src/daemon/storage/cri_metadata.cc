@@ -16,6 +16,8 @@ constexpr char kExtension[] = "io.cri-containerd.container.metadata";
 constexpr std::initializer_list<const char*> kNamespaceOptions = {
     "Metadata", "Config", "linux", "security_context", "namespace_options"};
 constexpr std::initializer_list<const char*> kDevices = {"Metadata", "Config", "devices"};
+constexpr std::initializer_list<const char*> kHugePages = {"Metadata", "Config", "linux",
+                                                           "resources", "hugepage_limits"};
 
 // What is at a path of the metadata; null if it is absent.
 Json MetadataAt(const containerd::services::containers::v1::Container& container,
@@ -61,6 +63,19 @@ std::vector<RequestedDevice> RequestedDevices(
                        StringAt(entry, "permissions")});
   }
   return devices;
+}
+
+std::vector<HugePageLimit> HugePageLimits(
+    const containerd::services::containers::v1::Container& container) {
+  std::vector<HugePageLimit> limits;
+  const Json entries = MetadataAt(container, kHugePages);
+  if (!entries.is_array()) return limits;
+  for (const Json& entry : entries) {
+    const auto bytes = entry.find("limit");
+    if (bytes == entry.end() || !bytes->is_number_unsigned() || *bytes == 0) continue;
+    limits.push_back({StringAt(entry, "page_size"), bytes->get<uint64_t>()});
+  }
+  return limits;
 }
 
 }  // namespace magnetar::daemon

@@ -25,4 +25,9 @@ absl::StatusOr<std::string> TargetContainer(
 std::vector<RequestedDevice> RequestedDevices(
     const containerd::services::containers::v1::Container& container);
 
+// The limits of huge pages that are more than none. The spec has them only where the host's kernel
+// has a controller for them.
+std::vector<HugePageLimit> HugePageLimits(
+    const containerd::services::containers::v1::Container& container);
+
 }  // namespace magnetar::daemon

@@ -68,11 +68,6 @@ std::optional<EmptyDir> ParsePath(const std::string& source) {
   return found;
 }
 
-absl::Status Refuse(const HostBind& bind, absl::string_view why) {
-  return absl::FailedPreconditionError(
-      absl::StrCat("mounts[", bind.index, "] ", absl::CHexEscape(bind.destination), ": ", why));
-}
-
 // The path within its file system of what is mounted at `place`; empty: it is no mount of its own.
 absl::StatusOr<std::string> RootOfMount(int place) {
   const absl::StatusOr<std::string> facts = ReadFile(absl::StrCat("/proc/self/fdinfo/", place));
@@ -141,17 +136,16 @@ absl::StatusOr<std::optional<GuestVolume>> LookAt(const HostBind& bind) {
   }
   // The kubelet's own directory may lie on a tmpfs, too.
   if ((stx.stx_attributes & STATX_ATTR_MOUNT_ROOT) == 0) return std::nullopt;
-  if (fs.f_type == HUGETLBFS_MAGIC) {
-    return Refuse(bind, "an emptyDir with medium HugePages is not supported in a VM");
-  }
-  if (fs.f_type != TMPFS_MAGIC) return std::nullopt;
+  const bool huge = fs.f_type == HUGETLBFS_MAGIC;
+  if (!huge && fs.f_type != TMPFS_MAGIC) return std::nullopt;
 
   GuestVolume found;
+  found.field = absl::StrCat("mounts[", bind.index, "] ", absl::CHexEscape(bind.destination));
   if (volume->sub_path) {
     absl::StatusOr<std::vector<GuestVolume::Part>> parts = FindParts(place.get(), stx, bind.source);
     if (!parts.ok()) {
-      return Refuse(bind,
-                    absl::StrCat("subPath of an emptyDir in memory: ", parts.status().message()));
+      return absl::FailedPreconditionError(absl::StrCat(
+          found.field, ": subPath of an emptyDir in memory: ", parts.status().message()));
     }
     found.parts = *std::move(parts);
   }
@@ -161,6 +155,10 @@ absl::StatusOr<std::optional<GuestVolume>> LookAt(const HostBind& bind) {
   found.options = {absl::StrFormat("mode=%04o", stx.stx_mode & 07777U),
                    absl::StrCat("uid=", stx.stx_uid), absl::StrCat("gid=", stx.stx_gid)};
   const uint64_t bytes = static_cast<uint64_t>(fs.f_blocks) * static_cast<uint64_t>(fs.f_bsize);
+  if (huge) {
+    found.page_size = static_cast<uint64_t>(fs.f_bsize);
+    found.options.push_back(absl::StrCat("pagesize=", found.page_size));
+  }
   if (bytes != 0) found.options.push_back(absl::StrCat("size=", bytes));
   return found;
 }

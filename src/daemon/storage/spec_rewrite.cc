@@ -11,6 +11,7 @@
 #include "magnetar/spec_json.h"
 #include "magnetar/status.h"
 #include "src/daemon/storage/spec_devices.h"
+#include "src/daemon/storage/spec_huge_pages.h"
 #include "src/daemon/storage/spec_mounts.h"
 
 namespace magnetar::daemon {
@@ -168,10 +169,13 @@ absl::Status RewriteNamespaces(Json& linux_section, const SpecRequest& request) 
   return absl::OkStatus();
 }
 
-absl::Status RewriteResources(Json& linux_section, std::vector<std::string>& dropped) {
+absl::Status RewriteResources(Json& linux_section, const SpecRequest& request,
+                              RewrittenSpec& result) {
   absl::StatusOr<Json*> resources = FindObject(linux_section, "linux", "resources");
   if (!resources.ok()) return resources.status();
-  return *resources == nullptr ? absl::OkStatus() : ReduceResources(**resources, dropped);
+  if (*resources == nullptr) return absl::OkStatus();
+  MAGNETAR_RETURN_IF_ERROR(ReduceResources(**resources, result.dropped));
+  return RewriteHugePages(**resources, request, result);
 }
 
 absl::Status RewriteProcess(Json& spec, std::vector<std::string>& dropped) {
@@ -203,7 +207,7 @@ absl::Status RewriteLinux(Json& spec, const SpecRequest& request, RewrittenSpec&
   Json& linux_section = **found;
   MAGNETAR_RETURN_IF_ERROR(RewriteNamespaces(linux_section, request));
   MAGNETAR_RETURN_IF_ERROR(RewriteDevices(linux_section, request, result));
-  MAGNETAR_RETURN_IF_ERROR(RewriteResources(linux_section, result.dropped));
+  MAGNETAR_RETURN_IF_ERROR(RewriteResources(linux_section, request, result));
   linux_section["cgroupsPath"] = absl::StrCat("/pod/", request.container_id);
 
   absl::StatusOr<Json*> seccomp = FindObject(linux_section, "linux", "seccomp");

@@ -3,6 +3,7 @@
 #include <sys/types.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <map>
 #include <string>
 #include <vector>
@@ -29,6 +30,7 @@ struct SpecRequest {
   bool pod_shares_pids = true;
   // What CRI's configuration of the container asks for, by name.
   std::vector<RequestedDevice> devices;
+  std::vector<HugePageLimit> huge_page_limits;
   // In the guest, of the container whose processes this one is to see; empty: of none.
   std::string target_pid_namespace;
 };
@@ -56,10 +58,18 @@ struct BlockDevice {
   bool read_only() const { return access.find('w') == std::string::npos; }
 };
 
+// Huge pages that the guest is to have for the container.
+struct HugePages {
+  uint64_t page_size = 0;
+  uint64_t bytes = 0;
+  std::string field;  // for messages
+};
+
 struct RewrittenSpec {
   std::string json;
   std::vector<HostBind> binds;
   std::vector<BlockDevice> devices;
+  std::vector<HugePages> huge_pages;
   // What has no meaning in a guest and was left out: "process.apparmorProfile".
   std::vector<std::string> dropped;
 };

@@ -410,6 +410,38 @@ TEST(SpecRewriteTest, BlockDevicesThatWereAskedFor) {
   EXPECT_TRUE(Rewrite(spec, request).result.devices[0].read_only());
 }
 
+TEST(SpecRewriteTest, HugePages) {
+  Json spec = Spec();
+  SpecRequest request = Request();
+  request.huge_page_limits = {{"1GB", 1 << 30}};
+  spec["linux"]["resources"]["hugepageLimits"] = Json::parse(R"([
+    {"pageSize": "2MB", "limit": 8388608}, {"pageSize": "1GB", "limit": 0},
+    {"pageSize": "64KB", "limit": 9223372036854771712}])");
+  Outcome out = Rewrite(spec, request);
+  ASSERT_TRUE(out.status.ok()) << out.status;
+  ASSERT_EQ(out.result.huge_pages.size(), 1u) << "none of 0, and none without a limit";
+  EXPECT_EQ(out.result.huge_pages[0].page_size, 2u << 20);
+  EXPECT_EQ(out.result.huge_pages[0].bytes, 8u << 20);
+  EXPECT_EQ(out.result.huge_pages[0].field, "linux.resources.hugepageLimits[0] 2MB");
+
+  // containerd leaves them out where the host's kernel has no controller for them.
+  spec["linux"]["resources"].erase("hugepageLimits");
+  out = Rewrite(spec, request);
+  ASSERT_TRUE(out.status.ok()) << out.status;
+  ASSERT_EQ(out.result.huge_pages.size(), 1u);
+  EXPECT_EQ(out.result.huge_pages[0].page_size, 1u << 30);
+  EXPECT_EQ(out.spec["linux"]["resources"]["hugepageLimits"],
+            Json::parse(R"([{"pageSize": "1GB", "limit": 1073741824}])"));
+
+  for (const char* size : {"", "MB", "2", "2mb", "0MB", "-2MB", "2xMB", "99999999999GB"}) {
+    request.huge_page_limits = {{size, 1}};
+    out = Rewrite(spec, request);
+    EXPECT_TRUE(absl::IsInvalidArgument(out.status)) << size << out.status;
+    EXPECT_THAT(std::string(out.status.message()),
+                HasSubstr("linux.resources.hugepageLimits[0]: \""));
+  }
+}
+
 TEST(SpecRewriteTest, RulesForTheHostsBlockDevicesGo) {
   Json spec = Spec();
   spec["linux"]["resources"]["devices"] =
