@@ -10,6 +10,7 @@ import re
 import threading
 import time
 
+from harness import memory
 from harness.host import CGROUPS
 from stack.services import wait_until
 
@@ -23,6 +24,11 @@ RELIST_SECONDS = 1
 STATS_SECONDS = 10
 IMAGES_SECONDS = 30
 SAMPLE_SECONDS = 3
+# How containerd tells of a call that failed, and of a container that ended while its figures were asked for.
+CALL_FAILED = re.compile(r'level=error msg="(?P<method>\w+) for \\"(?P<name>\w+)\\" failed"')
+ENDED_MEANWHILE = re.compile(r'time="(?P<time>[^"]+)" level=error msg="collecting metrics for (?P<name>\w+)" error="ttrpc: closed"')
+# For the start of all pods at once.
+START_SECONDS = 300
 # How containerd tells of a call that failed, and of a container that ended while its figures were asked for.
 CALL_FAILED = re.compile(r'level=error msg="(?P<method>\w+) for \\"(?P<name>\w+)\\" failed"')
 ENDED_MEANWHILE = re.compile(r'time="(?P<time>[^"]+)" level=error msg="collecting metrics for (?P<name>\w+)" error="ttrpc: closed"')
@@ -46,9 +52,9 @@ def prefer(cgroup):
 
 
 class Node:
-    def __init__(self, stack, pods, replaced_every, probe_seconds):
+    def __init__(self, stack, pods, replaced_every, probe_seconds, handler):
         """A quarter of the pods is replaced, each after so many seconds."""
-        self._stack, self.handler, self.probe_seconds = stack, stack.handler, probe_seconds
+        self._stack, self.handler, self.probe_seconds = stack, handler, probe_seconds
         self.faults = Faults()
         self.calls = Calls(stack.containerd.socket, self.faults)
         self.events = Events(self.calls.cri, self.faults)
@@ -113,8 +119,7 @@ class Node:
 
     def guest(self, name, meminfo):
         """A guest's /proc/meminfo."""
-        fields = dict(line.split(":") for line in meminfo.decode().splitlines())
-        self.samples.add("memory", "guest", name, time.monotonic(), sum(int(fields[field].split()[0]) for field in GUEST_FIELDS) / 1024)
+        self.samples.add("memory", "guest", name, time.monotonic(), memory.guest_memory(meminfo.decode()) / processes.MIB)
 
     # The kubelet's loops.
 
@@ -171,7 +176,7 @@ class Node:
                 for name, pid in pids.items():
                     # A process may be gone by now.
                     with contextlib.suppress(OSError):
-                        self.samples.add("memory", kind, name, now, processes.own_memory(pid) / processes.MIB)
+                        self.samples.add("memory", kind, name, now, memory.own_memory(pid) / processes.MIB)
                         self.samples.add("descriptors", kind, name, now, processes.descriptors(pid))
                         self.samples.add("threads", kind, name, now, processes.threads(pid))
 

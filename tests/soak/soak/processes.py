@@ -9,20 +9,6 @@ import threading
 MIB = 1 << 20
 
 
-def own_memory(pid):
-    """Bytes that a process has for itself: neither files, nor a guest's memory, which is a shared file here, nor QEMU's
-    translated code, a cache of a fixed size in the one place that can be both written and executed."""
-    total, counts = 0, False
-    with open(f"/proc/{pid}/smaps") as smaps:
-        for line in smaps:
-            first, _, rest = line.partition(" ")
-            if not first.endswith(":"):
-                counts = not rest.startswith("rwx")
-            elif counts and first == "Anonymous:":
-                total += int(rest.split()[0]) << 10
-    return total
-
-
 def descriptors(pid):
     return len(os.listdir(f"/proc/{pid}/fd"))
 
