@@ -52,6 +52,13 @@ void WalkInto(int directory, const std::string& path) {
   }
 }
 
+// Has the kernel ask the file server whether there is such a name, and drop all that it knows below
+// it if there is none: whoever is about to make a name must not trust what was known. The name
+// itself cannot be made as a link to another file system's file. True if it is gone.
+bool LookAnew(const std::string& path) {
+  return ::linkat(AT_FDCWD, "/proc/self", AT_FDCWD, path.c_str(), 0) != 0 && errno != EEXIST;
+}
+
 }  // namespace
 
 absl::Status CheckBelow(const std::string& path, const std::string& directory) {
@@ -172,6 +179,15 @@ absl::Status KernelContainerMounts::UnmountAll(const std::string& container_id) 
   }
   first.Update(huge_pages_.Release(container_id));
   return first;
+}
+
+void KernelContainerMounts::Forget(const std::string& container_id) {
+  const std::lock_guard lock(known_mutex_);
+  known_.insert(container_id);
+  // With a daemon that was away it may take until another one's end.
+  std::erase_if(known_, [this](const std::string& id) {
+    return LookAnew(absl::StrCat(paths_.shared, "/", id));
+  });
 }
 
 }  // namespace magnetar::guest

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <mutex>
+#include <set>
 #include <string>
 
 #include "absl/status/status.h"
@@ -22,6 +23,9 @@ class ContainerMounts {
   // Unmounts everything below the container's directory, syncs, and gives its huge pages back.
   // Repeatable.
   virtual absl::Status UnmountAll(const std::string& container_id) = 0;
+  // Once the host has taken away what the container had of it. What the kernel still knows of that
+  // keeps the host's file systems, and the space of files that are deleted in them.
+  virtual void Forget(const std::string& container_id) = 0;
 };
 
 struct GuestPaths {
@@ -39,6 +43,7 @@ class KernelContainerMounts : public ContainerMounts {
   absl::Status MountAll(const std::string& container_id,
                         const agent::v1::PreparedContainer& prepared) override;
   absl::Status UnmountAll(const std::string& container_id) override;
+  void Forget(const std::string& container_id) override;
 
  private:
   absl::Status MountOne(const std::string& directory, const agent::v1::Storage& storage);
@@ -51,6 +56,9 @@ class KernelContainerMounts : public ContainerMounts {
   const GuestPaths paths_;
   std::mutex volumes_mutex_;
   HugePagePools huge_pages_;
+  std::mutex known_mutex_;
+  // Containers whose directories the host had not taken away when that was to be forgotten.
+  std::set<std::string> known_;
 };
 
 // INVALID_ARGUMENT unless `path` is absolute, below `directory`, and has no "..".

@@ -204,7 +204,12 @@ Co<absl::Status> TaskManager::Dismantle(ContainerPtr container) {
   auto release = env_.host->Release(container->id);
   co_await std::move(release);
   container->prepared = false;
-  co_return absl::OkStatus();
+  auto forget = [mounts = env_.mounts, id = container->id]() -> absl::Status {
+    mounts->Forget(id);
+    return absl::OkStatus();
+  };
+  auto forgetting = RunBlocking(*env_.blocking, std::move(forget));
+  co_return co_await std::move(forgetting);
 }
 
 Co<absl::Status> TaskManager::StopProcesses(ContainerPtr container) {

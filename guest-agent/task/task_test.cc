@@ -40,6 +40,7 @@ TEST_F(TaskTest, LivesFromCreateToDelete) {
   EXPECT_EQ(deleted->exited_at().seconds(), exit->exited_at().seconds());
   EXPECT_THAT(mounts_.unmounted, ::testing::ElementsAre("c"));
   EXPECT_THAT(host_.released, ::testing::ElementsAre("c"));
+  EXPECT_THAT(mounts_.forgotten, ::testing::ElementsAre("c"));
   EXPECT_EQ(Delete().status().code(), Code::kNotFound);
   EXPECT_EQ(State().status().code(), Code::kNotFound);
   EXPECT_EQ(Wait().status().code(), Code::kNotFound);
@@ -190,6 +191,7 @@ TEST_F(TaskTest, AFailedMountIsUndone) {
   EXPECT_EQ(Create().code(), Code::kDeadlineExceeded);
   EXPECT_THAT(mounts_.unmounted, ::testing::ElementsAre("c"));
   EXPECT_THAT(host_.released, ::testing::ElementsAre("c"));
+  EXPECT_THAT(mounts_.forgotten, ::testing::ElementsAre("c"));
   EXPECT_THAT(bundles_.Read("containers/c/config.json"), ::testing::StartsWith("<NOT_FOUND"));
 }
 

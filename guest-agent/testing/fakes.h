@@ -115,7 +115,7 @@ class FakeHost : public HostLink {
 class FakeMounts : public ContainerMounts {
  public:
   absl::Status mount_status, unmount_status;
-  std::vector<std::string> mounted, unmounted;
+  std::vector<std::string> mounted, unmounted, forgotten;
   absl::Status MountAll(const std::string& id, const agent::v1::PreparedContainer&) override {
     mounted.push_back(id);
     return mount_status;
@@ -124,6 +124,7 @@ class FakeMounts : public ContainerMounts {
     unmounted.push_back(id);
     return unmount_status;
   }
+  void Forget(const std::string& id) override { forgotten.push_back(id); }
 };
 
 }  // namespace magnetar::guest::testing

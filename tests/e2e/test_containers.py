@@ -7,8 +7,10 @@ import time
 import pytest
 
 from harness import settings, testimages
+from harness.host import descriptors, processes_of
 from harness.stackfixture import SNAPSHOTTERS
 from stack.crictl import CrictlError
+from stack.services import wait_until
 
 
 def test_two_containers_share_a_pod(stack):
@@ -206,6 +208,23 @@ def test_ten_pods_at_once(stack):
         assert len({address for pod, _, _ in lives for address in pod.addresses()}) == 20
         list(pool.map(lambda life: life[0].remove(), lives))
     assert not {pod["id"] for pod in stack.pods()} & {pod.id for pod, _, _ in lives}
+
+
+@pytest.mark.vm
+def test_nothing_of_a_removed_container_is_held(stack, tmp_path):
+    """A file system that is still open somewhere keeps the space of its deleted files: a pod whose container crashes over and over
+    would fill the disk."""
+    with stack.pod() as pod:
+        pod.shell()
+        held = {pid: sorted(descriptors(pid)) for pid in processes_of("virtiofsd", pod.id)}
+        for _ in range(3):
+            container = pod.shell(mounts=[{"host_path": str(tmp_path), "container_path": "/data"}])
+            container.output("sh", "-c", "head -c 1000000 /dev/zero > /big; mkdir -p /data/a/b; cp /big /data/a/b; ls -lR /data /etc")
+            container.stop(0)
+            container.remove()
+        # The guest tells it to the file server in its own time.
+        wait_until(lambda: all(len(descriptors(pid)) <= len(before) for pid, before in held.items()), 10,
+                   f"of {held}, there is now {[sorted(descriptors(pid)) for pid in held]}")
 
 
 def test_create_and_remove_over_and_over(stack):
