@@ -134,7 +134,9 @@ absl::Status Pod::Resize(uint64_t leaving_bytes) {
 absl::Status Pod::LimitMemory(uint64_t reserve_bytes, uint64_t leaving_bytes) {
   const absl::StatusOr<uint64_t> total = MemoryTotal(paths_.meminfo);
   if (!total.ok()) return total.status();
-  const uint64_t remaining = *total - std::min(*total, leaving_bytes);
+  // What containers' huge pages are kept in, their own limits bound.
+  const uint64_t away = leaving_bytes + HugePagesTotal(paths_.meminfo);
+  const uint64_t remaining = *total - std::min(*total, away);
   if (remaining < reserve_bytes + kMinimumPodBytes) {
     return absl::FailedPreconditionError(absl::StrCat("a VM of ", remaining >> 20, " MiB less ",
                                                       reserve_bytes >> 20,

@@ -71,6 +71,8 @@ absl::Status WriteSysctl(const std::string& proc_sys, const std::string& name,
 
 // Bytes of "MemTotal:" in /proc/meminfo.
 absl::StatusOr<uint64_t> MemoryTotal(const std::string& meminfo);
+// Of "Hugetlb:", what huge pages are kept for, used or not; 0 in a kernel without them.
+uint64_t HugePagesTotal(const std::string& meminfo);
 
 // Stirs bytes into the kernel's random pool and credits them.
 absl::Status AddEntropy(const std::string& bytes);

@@ -32,6 +32,9 @@ TEST(Memory, IsReadFromMeminfo) {
   const testing::TempDir dir;
   dir.Write("meminfo", "MemTotal:         204800 kB\nMemFree:  1 kB\n");
   EXPECT_EQ(*MemoryTotal(dir / "meminfo"), 204800U * 1024);
+  EXPECT_EQ(HugePagesTotal(dir / "meminfo"), 0U);
+  dir.Write("huge", "MemTotal:         204800 kB\nHugetlb:         4096 kB\n");
+  EXPECT_EQ(HugePagesTotal(dir / "huge"), 4096U * 1024);
   dir.Write("bad", "nothing\n");
   EXPECT_FALSE(MemoryTotal(dir / "bad").ok());
 }
