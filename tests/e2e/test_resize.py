@@ -6,6 +6,7 @@ import re
 import grpc
 import pytest
 
+from harness import protos
 from harness.controller import Controller
 from stack.services import wait_until
 
@@ -81,7 +82,7 @@ def update_pod(stack, pod, **resources):
     controller = Controller(stack.daemon.socket)
     try:
         value = json.dumps({"Overhead": None, "Resources": resources}).encode()
-        sandbox = controller.types.Sandbox(sandbox_id=pod.id)
+        sandbox = protos.load("containerd/types")[0].Sandbox(sandbox_id=pod.id)
         sandbox.extensions["updated-resources"].CopyFrom(controller.any("io.containerd.cri.v1/UpdatedResources", value))
         controller.call("Update", sandbox_id=pod.id, sandbox=sandbox, fields=["extensions"])
     finally:

@@ -41,9 +41,10 @@ constexpr char kKernelTcg[] =
     "init_kprobe_trace,slab_sysfs_init,crypto_kdf108_init,load_system_certificate_list";
 
 // Memory that comes is used at once, and as far as there is enough other memory for that, so that
-// it can be given back.
+// it can be given back. It may come above 4 GiB, for which the kernel would keep 64 MiB to bounce
+// the transfers of devices that cannot reach there: none of these.
 constexpr char kKernelMemory[] =
-    " memhp_default_state=online memory_hotplug.online_policy=auto-movable";
+    " memhp_default_state=online memory_hotplug.online_policy=auto-movable swiotlb=noforce";
 
 // One option and its value; an empty value stands alone.
 using Options = std::vector<std::pair<std::string, std::string>>;

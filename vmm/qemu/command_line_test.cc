@@ -57,7 +57,7 @@ TEST(CommandLine, Golden) {
           "mitigations=off nokaslr norandmaps rodata=off initcall_blacklist=tracer_init_tracefs,"
           "init_kprobe_trace,slab_sysfs_init,crypto_kdf108_init,load_system_certificate_list "
           "magnetar.transport=mux memhp_default_state=online "
-          "memory_hotplug.online_policy=auto-movable magnetar.log=debug",
+          "memory_hotplug.online_policy=auto-movable swiotlb=noforce magnetar.log=debug",
           "-chardev", "stdio,id=console,signal=off",              //
           "-serial", "chardev:console",                           //
           "-chardev", "socket,id=qmp,fd=13,server=on,wait=off",   //
