@@ -37,7 +37,8 @@ class ContainerdClient {
       std::string ns, std::string container_id) = 0;
   // Ids of all sandboxes in containerd's sandbox store.
   virtual Co<absl::StatusOr<std::vector<std::string>>> ListSandboxes(std::string ns) = 0;
-  // Publishes with the present time, as soon as containerd is there. `event` is a message of type `type_url`, serialized.
+  // Publishes with the present time, as soon as containerd is there. `event` is a message of type
+  // `type_url`, serialized.
   virtual Co<absl::Status> PublishEvent(std::string ns, std::string topic, std::string type_url,
                                         std::string event) = 0;
 };
