@@ -84,9 +84,9 @@ class Server {
   std::unique_ptr<OciRuntime> runtime_ = MakeCrun(reaper_, CrunPaths());
   StreamRegistry streams_{executor_};
   HostRequests host_{executor_};
-  KernelContainerMounts mounts_{guest_paths_};
   CgroupEvents cgroup_events_{executor_};
   Pod pod_{PodPaths(), [this](const agent::v1::Network& n) { return network_.Configure(n); }};
+  KernelContainerMounts mounts_{guest_paths_, &pod_.memory()};
   TaskManager tasks_;
   TaskConnections task_connections_{executor_, tasks_, streams_};
   Forwards forwards_{executor_};

@@ -98,8 +98,9 @@ struct LaunchPlan {
 struct Size {
   uint32_t vcpus = 0;
   uint32_t max_vcpus = 0;
-  // As the guest has taken them; a resize is on its way while this differs from what was asked for.
+  // What the guest has taken, and what it was asked to: a resize is on its way while they differ.
   uint64_t memory_bytes = 0;
+  uint64_t requested_memory_bytes = 0;
   uint64_t boot_memory_bytes = 0;  // never less than this
   uint64_t max_memory_bytes = 0;
 };

@@ -106,7 +106,8 @@ Result<v1::ResizeResponse> Resize(std::shared_ptr<const AgentParts> parts,
                                   v1::ResizeRequest request) {
   auto step = [parts, request]() -> absl::Status {
     if (request.memory()) LoadModulesFor("mem");
-    MAGNETAR_RETURN_IF_ERROR(parts->pod->Resize(request.leaving_bytes()));
+    MAGNETAR_RETURN_IF_ERROR(
+        Annotate(parts->pod->memory().SetAdded(request.added_bytes()), "memory limit"));
     return OnlineCpus(request.vcpus(), kCpuTimeout);
   };
   auto run = RunStep(parts->setup, std::move(step));

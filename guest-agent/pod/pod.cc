@@ -3,7 +3,6 @@
 #include <sys/mount.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <utility>
 
@@ -20,8 +19,6 @@ namespace {
 
 constexpr uint64_t kDefaultShmBytes = 64 << 20;
 constexpr uint64_t kDefaultReserveBytes = 32 << 20;
-// Below that a container's limit would only say that nothing can run.
-constexpr uint64_t kMinimumPodBytes = 16 << 20;
 
 absl::StatusOr<bool> IsMounted(const std::string& path) {
   const auto mounts = MountsBelow(path);
@@ -69,7 +66,9 @@ absl::Status Pod::Setup(const agent::v1::SetupSandboxRequest& request) {
   MAGNETAR_RETURN_IF_ERROR(Annotate(MountShared(request.shared_tag()), "shared directory"));
   const uint64_t reserve =
       request.memory_reserve_bytes() == 0 ? kDefaultReserveBytes : request.memory_reserve_bytes();
-  MAGNETAR_RETURN_IF_ERROR(Annotate(LimitMemory(reserve, 0), "memory limit"));
+  const absl::StatusOr<uint64_t> total = MemoryTotal(paths_.meminfo);
+  if (!total.ok()) return total.status();
+  MAGNETAR_RETURN_IF_ERROR(Annotate(memory_.Start(*total, reserve), "memory limit"));
   MAGNETAR_RETURN_IF_ERROR(Annotate(configure_network_(request.network()), "network"));
   // After the network: some of them belong to an interface.
   for (const auto& [name, value] : request.sysctls()) {
@@ -77,7 +76,6 @@ absl::Status Pod::Setup(const agent::v1::SetupSandboxRequest& request) {
   }
   const std::lock_guard<std::mutex> lock(mutex_);
   sandbox_id_ = request.sandbox_id();
-  reserve_bytes_ = reserve;
   vmm_pid_ = request.vmm_pid();
   return absl::OkStatus();
 }
@@ -119,31 +117,6 @@ absl::Status Pod::MountShared(const std::string& tag) {
   if (!mounted.ok()) return mounted.status();
   if (*mounted) return absl::OkStatus();
   return Mount(tag, paths_.shared, "virtiofs", 0, "");
-}
-
-absl::Status Pod::Resize(uint64_t leaving_bytes) {
-  uint64_t reserve = 0;
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    reserve = reserve_bytes_;
-  }
-  if (reserve == 0) return absl::FailedPreconditionError("the sandbox is not set up");
-  return Annotate(LimitMemory(reserve, leaving_bytes), "memory limit");
-}
-
-absl::Status Pod::LimitMemory(uint64_t reserve_bytes, uint64_t leaving_bytes) {
-  const absl::StatusOr<uint64_t> total = MemoryTotal(paths_.meminfo);
-  if (!total.ok()) return total.status();
-  // What containers' huge pages are kept in, their own limits bound.
-  const uint64_t away = leaving_bytes + HugePagesTotal(paths_.meminfo);
-  const uint64_t remaining = *total - std::min(*total, away);
-  if (remaining < reserve_bytes + kMinimumPodBytes) {
-    return absl::FailedPreconditionError(absl::StrCat("a VM of ", remaining >> 20, " MiB less ",
-                                                      reserve_bytes >> 20,
-                                                      " MiB of reserve has no room for a pod"));
-  }
-  return WriteExisting(absl::StrCat(paths_.cgroup, "/memory.max"),
-                       absl::StrCat(remaining - reserve_bytes));
 }
 
 absl::Status Pod::HoldPidNamespace() {

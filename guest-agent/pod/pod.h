@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "guest-agent/pod/pod_memory.h"
 #include "magnetar/agent.pb.h"
 
 namespace magnetar::guest {
@@ -28,7 +29,9 @@ class Pod {
  public:
   // `configure_network` is network/network.h's, or a fake.
   Pod(PodPaths paths, std::function<absl::Status(const agent::v1::Network&)> configure_network)
-      : paths_(std::move(paths)), configure_network_(std::move(configure_network)) {}
+      : paths_(std::move(paths)),
+        configure_network_(std::move(configure_network)),
+        memory_(paths_.cgroup) {}
   Pod(const Pod&) = delete;
   Pod& operator=(const Pod&) = delete;
 
@@ -36,9 +39,8 @@ class Pod {
   // another sandbox's. Other errors name the step.
   absl::Status Setup(const agent::v1::SetupSandboxRequest& request);
 
-  // The guest has more or less memory than before, of which `leaving_bytes` are to be given back:
-  // the containers get what remains. FAILED_PRECONDITION before Setup().
-  absl::Status Resize(uint64_t leaving_bytes);
+  // Of its containers.
+  PodMemory& memory() { return memory_; }
 
   // Empty and 0 until Setup() has succeeded.
   std::string sandbox_id() const;
@@ -53,13 +55,12 @@ class Pod {
   absl::Status WriteFiles(const agent::v1::SetupSandboxRequest& request);
   absl::Status MountShared(const std::string& tag);
   absl::Status MountShm(uint64_t size_bytes);
-  absl::Status LimitMemory(uint64_t reserve_bytes, uint64_t leaving_bytes);
 
   const PodPaths paths_;
   const std::function<absl::Status(const agent::v1::Network&)> configure_network_;
+  PodMemory memory_;
   mutable std::mutex mutex_;
   std::string sandbox_id_;
-  uint64_t reserve_bytes_ = 0;
   std::atomic<uint32_t> vmm_pid_ = 0;
   pid_t pause_pid_ = 0;
 };
@@ -71,8 +72,6 @@ absl::Status WriteSysctl(const std::string& proc_sys, const std::string& name,
 
 // Bytes of "MemTotal:" in /proc/meminfo.
 absl::StatusOr<uint64_t> MemoryTotal(const std::string& meminfo);
-// Of "Hugetlb:", what huge pages are kept for, used or not; 0 in a kernel without them.
-uint64_t HugePagesTotal(const std::string& meminfo);
 
 // Stirs bytes into the kernel's random pool and credits them.
 absl::Status AddEntropy(const std::string& bytes);

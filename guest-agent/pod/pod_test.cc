@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
 #include "guest-agent/testing/temp_dir.h"
 
 namespace magnetar::guest {
@@ -32,11 +34,38 @@ TEST(Memory, IsReadFromMeminfo) {
   const testing::TempDir dir;
   dir.Write("meminfo", "MemTotal:         204800 kB\nMemFree:  1 kB\n");
   EXPECT_EQ(*MemoryTotal(dir / "meminfo"), 204800U * 1024);
-  EXPECT_EQ(HugePagesTotal(dir / "meminfo"), 0U);
-  dir.Write("huge", "MemTotal:         204800 kB\nHugetlb:         4096 kB\n");
-  EXPECT_EQ(HugePagesTotal(dir / "huge"), 4096U * 1024);
   dir.Write("bad", "nothing\n");
   EXPECT_FALSE(MemoryTotal(dir / "bad").ok());
+}
+
+TEST(PodMemory, IsWhatIsThereLessWhatIsKept) {
+  constexpr uint64_t kMiB = 1 << 20;
+  const testing::TempDir dir;
+  const auto limit = [&] {
+    uint64_t bytes = 0;
+    EXPECT_TRUE(absl::SimpleAtoi(dir.Read("memory.max"), &bytes));
+    dir.Write("memory.max", "");
+    return bytes / kMiB;
+  };
+  dir.Write("memory.max", "");
+  dir.Write("memory.stat", absl::StrCat("anon ", 20 * kMiB, "\nshmem ", 30 * kMiB, "\nfile 1\n"));
+  PodMemory memory(dir.path());
+  EXPECT_TRUE(absl::IsFailedPrecondition(memory.SetAdded(kMiB)));
+  EXPECT_TRUE(absl::IsFailedPrecondition(memory.Start(40 * kMiB, 32 * kMiB)));
+  ASSERT_TRUE(memory.Start(332 * kMiB, 32 * kMiB).ok());
+  EXPECT_EQ(limit(), 300u);
+  ASSERT_TRUE(memory.SetAdded(500 * kMiB).ok());
+  EXPECT_EQ(limit(), 800u);
+  ASSERT_TRUE(memory.SetHugePages(100 * kMiB).ok());
+  EXPECT_EQ(limit(), 700u);
+  // A set-up that is repeated takes nothing away.
+  ASSERT_TRUE(memory.Start(832 * kMiB, 32 * kMiB).ok());
+  EXPECT_EQ(limit(), 700u);
+  ASSERT_TRUE(memory.SetAdded(0).ok());
+  EXPECT_EQ(limit(), 200u);
+  // Nobody is killed for what was given back.
+  ASSERT_TRUE(memory.SetHugePages(300 * kMiB).ok());
+  EXPECT_EQ(limit(), 66u);
 }
 
 TEST(Pod, RefusesAnotherSandboxAndStrangeRequests) {

@@ -36,29 +36,17 @@ absl::Status WriteSysctl(const std::string& proc_sys, const std::string& name,
   return WriteExisting(path, value);
 }
 
-namespace {
-
-absl::StatusOr<uint64_t> Meminfo(const std::string& meminfo, absl::string_view key) {
+absl::StatusOr<uint64_t> MemoryTotal(const std::string& meminfo) {
   const absl::StatusOr<std::string> text = ReadFile(meminfo);
   if (!text.ok()) return text.status();
   for (const absl::string_view line : absl::StrSplit(*text, '\n')) {
     const std::vector<absl::string_view> words = absl::StrSplit(line, ' ', absl::SkipEmpty());
     uint64_t kilobytes = 0;
-    if (words.size() >= 2 && words[0] == key && absl::SimpleAtoi(words[1], &kilobytes)) {
+    if (words.size() >= 2 && words[0] == "MemTotal:" && absl::SimpleAtoi(words[1], &kilobytes)) {
       return kilobytes * 1024;
     }
   }
-  return absl::NotFoundError(absl::StrCat(meminfo, " has no ", key));
-}
-
-}  // namespace
-
-absl::StatusOr<uint64_t> MemoryTotal(const std::string& meminfo) {
-  return Meminfo(meminfo, "MemTotal:");
-}
-
-uint64_t HugePagesTotal(const std::string& meminfo) {
-  return Meminfo(meminfo, "Hugetlb:").value_or(0);
+  return absl::InternalError(absl::StrCat(meminfo, " has no MemTotal"));
 }
 
 }  // namespace magnetar::guest

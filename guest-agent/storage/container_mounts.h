@@ -38,8 +38,9 @@ struct GuestPaths {
 
 class KernelContainerMounts : public ContainerMounts {
  public:
-  explicit KernelContainerMounts(GuestPaths paths)
-      : paths_(std::move(paths)), huge_pages_(paths_.huge_pages, paths_.pod_cgroup) {}
+  // `memory` outlives it.
+  KernelContainerMounts(GuestPaths paths, PodMemory* memory)
+      : paths_(std::move(paths)), huge_pages_(paths_.huge_pages, paths_.pod_cgroup, memory) {}
   absl::Status MountAll(const std::string& container_id,
                         const agent::v1::PreparedContainer& prepared) override;
   absl::Status UnmountAll(const std::string& container_id) override;

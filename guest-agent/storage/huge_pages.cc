@@ -46,15 +46,10 @@ absl::Status HugePagePools::CheckMemory(uint64_t bytes) const {
 
 // As many as there are now; what is given back late is seen with the next change.
 absl::Status HugePagePools::TakeFromPod(uint64_t page_size, uint64_t pages) {
-  uint64_t& before = taken_[page_size];
-  if (before == pages) return absl::OkStatus();
-  const std::string file = absl::StrCat(cgroup_, "/memory.max");
-  const absl::StatusOr<uint64_t> most = ReadCount(file);
-  if (!most.ok()) return most.status();
-  MAGNETAR_RETURN_IF_ERROR(
-      WriteExisting(file, absl::StrCat(*most + before * page_size - pages * page_size)));
-  before = pages;
-  return absl::OkStatus();
+  taken_[page_size] = pages;
+  uint64_t bytes = 0;
+  for (const auto& [size, count] : taken_) bytes += size * count;
+  return memory_->SetHugePages(bytes);
 }
 
 absl::Status HugePagePools::SetPool(uint64_t page_size) {

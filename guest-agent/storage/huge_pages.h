@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "guest-agent/pod/pod_memory.h"
 #include "magnetar/agent.pb.h"
 
 namespace magnetar::guest {
@@ -18,8 +19,8 @@ namespace magnetar::guest {
 class HugePagePools {
  public:
   // `pools`: /sys/kernel/mm/hugepages; `cgroup`: the pod's.
-  HugePagePools(std::string pools, std::string cgroup)
-      : pools_(std::move(pools)), cgroup_(std::move(cgroup)) {}
+  HugePagePools(std::string pools, std::string cgroup, PodMemory* memory)
+      : pools_(std::move(pools)), cgroup_(std::move(cgroup)), memory_(memory) {}
 
   // FAILED_PRECONDITION: the guest has no pages of a size, or not the memory for them; the error
   // says what they are for, and nothing is taken.
@@ -38,6 +39,7 @@ class HugePagePools {
 
   const std::string pools_;
   const std::string cgroup_;
+  PodMemory* const memory_;
   std::mutex mutex_;
   std::map<std::string, std::map<uint64_t, uint64_t>> pages_;  // by container and page size
   std::map<uint64_t, uint64_t> taken_;                         // pages, by their size

@@ -109,6 +109,7 @@ class HugePagesTest : public ::testing::Test {
     dir_.Write("pools/hugepages-2048kB/nr_hugepages", "0\n");
     dir_.Write("pod/memory.max", absl::StrCat(200 << 20, "\n"));
     dir_.Write("pod/memory.stat", absl::StrCat("anon ", 50 << 20, "\nshmem ", 30 << 20, "\n"));
+    EXPECT_TRUE(memory_.Start(232 << 20, 32 << 20).ok());
   }
   absl::Status Reserve(const std::string& id, uint64_t page_size, uint64_t bytes) {
     agent::v1::PreparedContainer prepared;
@@ -126,7 +127,8 @@ class HugePagesTest : public ::testing::Test {
   std::string Memory() { return Number("pod/memory.max"); }
 
   const testing::TempDir dir_;
-  HugePagePools pools_{dir_ / "pools", dir_ / "pod"};
+  PodMemory memory_{dir_ / "pod"};
+  HugePagePools pools_{dir_ / "pools", dir_ / "pod", &memory_};
 };
 
 TEST_F(HugePagesTest, AreTheSumOfWhatContainersWerePromised) {
@@ -167,7 +169,8 @@ TEST(ContainerMounts, RefusesTargetsElsewhere) {
   GuestPaths paths;
   paths.containers = dir / "containers";
   paths.volumes = dir / "volumes";
-  KernelContainerMounts mounts(paths);
+  PodMemory memory(dir / "cgroup");
+  KernelContainerMounts mounts(paths, &memory);
   agent::v1::Storage storage;
   storage.set_kind(agent::v1::Storage::DISK);
   storage.set_target("/etc");
@@ -271,7 +274,8 @@ void CheckVolumes(const testing::TempDir& dir) {
   paths.shared = dir / "shared";
   paths.containers = dir / "containers";
   paths.volumes = dir / "volumes";
-  KernelContainerMounts mounts(paths);
+  PodMemory memory(dir / "cgroup");
+  KernelContainerMounts mounts(paths, &memory);
   agent::v1::Storage storage;
   storage.set_kind(agent::v1::Storage::TMPFS);
   storage.set_target(dir / "volumes/cache");

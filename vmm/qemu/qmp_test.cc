@@ -408,8 +408,8 @@ std::vector<json> AnswerSizes(const Command& command, std::optional<int64_t> add
   if (command.name == "query-memory-devices") {
     json devices = json::array();
     if (added.has_value()) {
-      devices.push_back(
-          {{"type", "virtio-mem"}, {"data", {{"id", "hotmem-device"}, {"size", *added}}}});
+      const json data = {{"id", "hotmem-device"}, {"size", *added}, {"requested-size", 2 * *added}};
+      devices.push_back({{"type", "virtio-mem"}, {"data", data}});
     }
     return {Return(std::move(devices))};
   }
@@ -424,6 +424,7 @@ TEST_F(VmTest, TellsItsSize) {
   EXPECT_EQ(size->vcpus, 2u);
   EXPECT_EQ(size->max_vcpus, 4u);
   EXPECT_EQ(size->memory_bytes, static_cast<uint64_t>(kGiB + (64 << 20)));
+  EXPECT_EQ(size->requested_memory_bytes, static_cast<uint64_t>(kGiB + (128 << 20)));
   EXPECT_EQ(size->boot_memory_bytes, static_cast<uint64_t>(kGiB));
   EXPECT_EQ(size->max_memory_bytes, static_cast<uint64_t>(4 * kGiB));
 }

@@ -105,6 +105,7 @@ struct Memory {
   uint64_t boot = 0;
   uint64_t place = 0;  // for memory that is added
   uint64_t added = 0;
+  uint64_t requested = 0;
   bool device = false;
 };
 
@@ -125,6 +126,7 @@ Co<absl::StatusOr<Memory>> QueryMemory(std::shared_ptr<QmpClient> qmp) {
     if (!device.is_object() || data == device.end() || StringAt(*data, "id") != kDevice) continue;
     out.device = true;
     out.added = NumberAt(*data, "size");
+    out.requested = NumberAt(*data, "requested-size");
   }
   co_return out;
 }
@@ -141,6 +143,7 @@ Co<absl::StatusOr<Size>> QuerySize(std::shared_ptr<QmpClient> qmp) {
   co_return Size{.vcpus = Present(*cpus),
                  .max_vcpus = static_cast<uint32_t>(cpus->size()),
                  .memory_bytes = memory->boot + memory->added,
+                 .requested_memory_bytes = memory->boot + memory->requested,
                  .boot_memory_bytes = memory->boot,
                  .max_memory_bytes = memory->boot + memory->place};
 }

@@ -130,7 +130,7 @@ class GrpcContainerdClient : public ContainerdClient {
     request.set_id(std::move(id));
     auto call = Invoke<containers::GetContainerRequest, containers::GetContainerResponse>(
         channel_, "/containerd.services.containers.v1.Containers/Get", std::move(ns),
-        std::move(request));
+        std::move(request), /*wait_for_containerd=*/true);
     auto response = co_await std::move(call);
     if (!response.ok()) co_return response.status();
     co_return std::move(*response->mutable_container());

@@ -26,6 +26,7 @@ class ContainerdClient {
   // comes back; it never fails itself. Calls in flight outlive the client.
   static std::unique_ptr<ContainerdClient> Create(const std::string& address);
 
+  // Waits for a containerd that is just starting.
   virtual Co<absl::StatusOr<containerd::services::containers::v1::Container>> GetContainer(
       std::string ns, std::string id) = 0;
   virtual Co<absl::StatusOr<std::vector<containerd::types::Mount>>> SnapshotMounts(

@@ -313,12 +313,13 @@ Co<absl::Status> HostRequests::Release(std::string container_id, bool again) {
 }
 
 Co<absl::Status> HostRequests::ReleaseLocked(std::string container_id) {
+  // Its task is gone, whatever else of it stays.
+  SetLimits({.container_id = container_id});
   absl::Status status = Failpoint("container.release.before");
   if (status.ok()) {
     auto release = env_->storage->Release(storage_, container_id);
     status = co_await std::move(release);
   }
-  if (status.ok()) SetLimits({.container_id = container_id});
   if (status.ok()) status = Failpoint("container.release.after");
   if (!status.ok()) {
     env_->metrics->TeardownFailed("container");
@@ -365,7 +366,17 @@ Co<absl::Status> HostRequests::LearnLimits(std::string container_id) {
   co_return absl::OkStatus();
 }
 
+Co<void> HostRequests::LearnAllLimits() {
+  auto self = shared_from_this();
+  const std::set<std::string> ids = told_of_;
+  for (const std::string& id : ids) {
+    auto learn = LearnLimits(id);
+    (void)co_await std::move(learn);  // it logs its failure
+  }
+}
+
 void HostRequests::SetLimits(ContainerLimits limits) {
+  if (refusing_) return;
   const auto same = [&](const ContainerLimits& other) {
     return other.container_id == limits.container_id;
   };
@@ -378,8 +389,11 @@ void HostRequests::SetLimits(ContainerLimits limits) {
     all.erase(std::remove_if(all.begin(), all.end(), same), all.end());
     if (limits.memory_bytes != 0 || limits.millicpus != 0) all.push_back(limits);
   });
-  if (!written.ok()) Warn("limits not recorded", limits.container_id, written);
-  if (limits_changed_) limits_changed_();
+  if (!written.ok()) {
+    Warn("limits not recorded", limits.container_id, written);
+  } else if (limits_changed_) {
+    limits_changed_();
+  }
 }
 
 Co<void> HostRequests::Pace(std::chrono::nanoseconds pause) {

@@ -45,6 +45,8 @@ class HostRequests : public std::enable_shared_from_this<HostRequests> {
 
   // Releases what is journalled for containers that the agent does not hold.
   Co<void> Reconcile(std::set<std::string> held);
+  // The limits of the containers that are there, which may have changed while nobody listened.
+  Co<void> LearnAllLimits();
   // Begins to release again what could not be released. The guest has forgotten these
   // containers, so nobody else asks for it.
   void RetryReleases();

@@ -16,6 +16,7 @@
 #include "src/daemon/sandbox/environment.h"
 #include "src/daemon/sandbox/host_requests.h"
 #include "src/daemon/sandbox/record.h"
+#include "src/daemon/sandbox/sizes.h"
 
 namespace magnetar::daemon {
 
@@ -94,8 +95,7 @@ class Machine : public std::enable_shared_from_this<Machine> {
 
   void BeginResize();
   Co<void> ResizeAlone();
-  Co<void> Settle();
-  Co<absl::Status> SettleLocked();
+  Co<absl::Status> ApplySize(MachineSize wanted);
   Co<absl::Status> LimitCgroup();
 
   Co<absl::Status> EndVm(bool ask_guest);
@@ -115,6 +115,7 @@ class Machine : public std::enable_shared_from_this<Machine> {
   bool vm_lost_ = false;  // the VM runs, its VMM's connection is gone
   AsyncMutex attaching_;  // a VMM talks to one at a time
   AsyncMutex resizing_;
+  bool resize_waits_ = false;  // begun, and not yet at work
   AsyncFlag ended_;
   supervisor::v1::ExitRecord exit_;  // once it has ended
   ExitHandler on_exit_;

@@ -99,7 +99,7 @@ void Machine::OnVmEvent(const vmm::Vm* vm, const vmm::Event& event) {
       requests_->RetryReleases();
       return;
     case vmm::Event::Kind::kMemoryChanged:
-      asio::co_spawn(strand_, Settle(), asio::detached);
+      BeginResize();
       return;
     case vmm::Event::Kind::kClosed:
       if (vm != vm_.get() || vm_lost_ || over()) return;
@@ -125,6 +125,7 @@ Co<void> Machine::ReattachVm() {
     const absl::Status status = co_await std::move(attach);
     if (status.ok()) {
       Log(LogLevel::kInfo, "connected to the VMM again", {{"sandbox", id_}});
+      BeginResize();
       co_return;
     }
     if (over()) co_return;
@@ -211,12 +212,13 @@ Co<absl::Status> Machine::ServeOnce() {
     for (const auto& container : held->containers()) ids.insert(container.container_id());
     auto reconcile = requests_->Reconcile(std::move(ids));
     co_await std::move(reconcile);
+    auto learn = requests_->LearnAllLimits();
+    co_await std::move(learn);
     auto handler = [requests = requests_](agent::v1::HostRequest request) {
       return requests->Handle(std::move(request));
     };
     // What an earlier connection or an earlier daemon has not brought to its end.
-    const Record now = record_->Get();
-    if (now.wanted_vcpus != 0) BeginResize();
+    BeginResize();
     auto serve = agent->ServeHostRequests(std::move(handler));
     status = co_await std::move(serve);
   }

@@ -17,49 +17,92 @@ namespace {
 // The guest waits 10 s for its processors.
 constexpr std::chrono::seconds kGuestLimit{15};
 
-constexpr char kFeature[] = "resize";
-
 }  // namespace
 
+// Whatever brought it here (limits that changed, memory that the guest took, a connection that is
+// back), it looks at what is wanted and at what there is, and does what is missing.
 Co<absl::Status> Machine::Resize() {
   auto self = shared_from_this();
   auto lock = resizing_.Lock();
   const AsyncMutex::Guard guard = co_await std::move(lock);
+  resize_waits_ = false;
   if (over()) co_return absl::UnavailableError("the VM has ended");
-  const MachineSize wanted = WantedSize(record_->Get(), env_->config);
+  const Record before = record_->Get();
+  const MachineSize wanted = WantedSize(before, env_->config);
+  const bool needed =
+      before.resizing || before.vcpus != wanted.vcpus || before.memory_bytes != wanted.memory_bytes;
   MAGNETAR_CO_RETURN_IF_ERROR(record_->Update([&](Record& record) {
     record.wanted_vcpus = wanted.vcpus;
     record.wanted_memory_bytes = wanted.memory_bytes;
+    record.granted_memory_bytes = std::max({wanted.memory_bytes, record.memory_bytes,
+                                            record.resizing ? record.granted_memory_bytes : 0});
+    record.resizing = needed;
   }));
   auto limit = LimitCgroup();
   absl::Status status = co_await std::move(limit);
-  if (!status.ok()) co_return status;
-  const Record now = record_->Get();
-  if (now.vcpus == wanted.vcpus && now.memory_bytes == wanted.memory_bytes) {
-    co_return absl::OkStatus();
-  }
-  const auto vm = vm_;
-  const auto& features = now.agent_features;
-  if (vm == nullptr || vm_lost_ || agent_ == nullptr) {
-    co_return absl::UnavailableError("resize: the guest or its VMM cannot be reached");
-  }
-  if (std::find(features.begin(), features.end(), kFeature) == features.end()) {
-    co_return absl::FailedPreconditionError("resize: the pod's guest image is too old for it");
-  }
-  Log(LogLevel::kInfo, "resizing",
-      {{"sandbox", id_},
-       {"vcpus", absl::StrCat(now.vcpus, " to ", wanted.vcpus)},
-       {"memory_mib", absl::StrCat(now.memory_bytes >> 20, " to ", wanted.memory_bytes >> 20)}});
-  auto resize = vm->Resize(wanted.vcpus, wanted.memory_bytes);
-  status = co_await std::move(resize);
-  if (!status.ok()) co_return Annotate(status, "resize the VM");
-  auto settle = SettleLocked();
-  status = co_await std::move(settle);
+  if (!status.ok() || !needed) co_return status;
+  auto apply = ApplySize(wanted);
+  status = co_await std::move(apply);
   co_return status;
 }
 
+Co<absl::Status> Machine::ApplySize(MachineSize wanted) {
+  const auto vm = vm_;
+  const auto agent = agent_;
+  if (vm == nullptr || vm_lost_ || agent == nullptr) {
+    co_return absl::UnavailableError("resize: the guest or its VMM cannot be reached");
+  }
+  auto query = vm->GetSize();
+  absl::StatusOr<vmm::Size> size = co_await std::move(query);
+  if (!size.ok()) co_return Annotate(size.status(), "ask the VMM for the VM's size");
+  if (size->vcpus < wanted.vcpus || size->requested_memory_bytes != wanted.memory_bytes) {
+    Log(LogLevel::kInfo, "resizing",
+        {{"sandbox", id_},
+         {"vcpus", absl::StrCat(size->vcpus, " to ", wanted.vcpus)},
+         {"memory_mib",
+          absl::StrCat(size->memory_bytes >> 20, " to ", wanted.memory_bytes >> 20)}});
+    auto resize = vm->Resize(wanted.vcpus, wanted.memory_bytes);
+    const absl::Status resized = co_await std::move(resize);
+    if (!resized.ok()) co_return Annotate(resized, "resize the VM");
+    auto again = vm->GetSize();
+    size = co_await std::move(again);
+    if (!size.ok()) co_return Annotate(size.status(), "ask the VMM for the VM's size");
+  }
+  // A VMM that was taken over cannot talk its cgroup's limit up.
+  const Record before = record_->Get();
+  const uint64_t memory = std::min(size->memory_bytes, before.granted_memory_bytes);
+  agent::v1::ResizeRequest request;
+  request.set_vcpus(wanted.vcpus);
+  request.set_memory(std::max(memory, wanted.memory_bytes) > size->boot_memory_bytes);
+  const uint64_t kept = std::min(memory, wanted.memory_bytes);
+  request.set_added_bytes(kept - std::min(kept, size->boot_memory_bytes));
+  auto tell = agent->Resize(std::move(request), kGuestLimit);
+  const absl::Status told = co_await std::move(tell);
+  // The record may be gone.
+  if (over()) co_return absl::UnavailableError("the VM has ended");
+  const bool settled = told.ok() && memory == wanted.memory_bytes;
+  MAGNETAR_CO_RETURN_IF_ERROR(record_->Update([&](Record& record) {
+    record.vcpus = std::min(size->vcpus, wanted.vcpus);
+    record.memory_bytes = memory;
+    record.resizing = !settled;
+  }));
+  if (settled) {
+    Log(LogLevel::kInfo, "resized",
+        {{"sandbox", id_},
+         {"vcpus", absl::StrCat(wanted.vcpus)},
+         {"memory_mib", absl::StrCat(memory >> 20)}});
+  }
+  auto limit = LimitCgroup();
+  const absl::Status limited = co_await std::move(limit);
+  co_return told.ok() ? limited : Annotate(told, "tell the guest of its size");
+}
+
 void Machine::BeginResize() {
-  if (over() || !serving_) return;
+  const Record now = record_->Get();
+  const MachineSize wanted = WantedSize(now, env_->config);
+  if (!now.resizing && now.vcpus == wanted.vcpus && now.memory_bytes == wanted.memory_bytes) return;
+  // One that has not begun looks at what is wanted then.
+  if (over() || !serving_ || std::exchange(resize_waits_, true)) return;
   asio::co_spawn(strand_, ResizeAlone(), asio::detached);
 }
 
@@ -72,55 +115,8 @@ Co<void> Machine::ResizeAlone() {
       {{"sandbox", id_}, {"error", status.ToString()}});
 }
 
-Co<void> Machine::Settle() {
-  auto self = shared_from_this();
-  auto lock = resizing_.Lock();
-  const AsyncMutex::Guard guard = co_await std::move(lock);
-  if (over()) co_return;
-  auto settle = SettleLocked();
-  const absl::Status status = co_await std::move(settle);
-  if (status.ok() || over()) co_return;
-  Log(LogLevel::kWarn, "a resize that the guest has not followed",
-      {{"sandbox", id_}, {"error", status.ToString()}});
-}
-
-// What the guest has by now is noted, and its containers and the host's cgroup get that.
-Co<absl::Status> Machine::SettleLocked() {
-  const auto vm = vm_;
-  const auto agent = agent_;
-  if (vm == nullptr || vm_lost_ || agent == nullptr) {
-    co_return absl::UnavailableError("the guest or its VMM cannot be reached");
-  }
-  auto query = vm->GetSize();
-  const absl::StatusOr<vmm::Size> size = co_await std::move(query);
-  if (!size.ok()) co_return Annotate(size.status(), "ask the VMM for the VM's size");
-  const Record before = record_->Get();
-  MAGNETAR_CO_RETURN_IF_ERROR(record_->Update([&](Record& record) {
-    record.vcpus = size->vcpus;
-    record.memory_bytes = size->memory_bytes;
-  }));
-  if (before.memory_bytes != size->memory_bytes &&
-      size->memory_bytes == before.wanted_memory_bytes) {
-    Log(LogLevel::kInfo, "resized",
-        {{"sandbox", id_}, {"memory_mib", absl::StrCat(size->memory_bytes >> 20)}});
-  }
-  agent::v1::ResizeRequest request;
-  request.set_vcpus(size->vcpus);
-  request.set_memory(std::max(size->memory_bytes, before.wanted_memory_bytes) >
-                     size->boot_memory_bytes);
-  if (before.wanted_memory_bytes != 0 && size->memory_bytes > before.wanted_memory_bytes) {
-    request.set_leaving_bytes(size->memory_bytes - before.wanted_memory_bytes);
-  }
-  auto resize = agent->Resize(std::move(request), kGuestLimit);
-  const absl::Status status = co_await std::move(resize);
-  if (!status.ok()) co_return Annotate(status, "tell the guest of its size");
-  if (before.memory_bytes == size->memory_bytes) co_return absl::OkStatus();
-  auto limit = LimitCgroup();
-  const absl::Status limited = co_await std::move(limit);
-  co_return limited;
-}
-
 Co<absl::Status> Machine::LimitCgroup() {
+  if (over()) co_return absl::UnavailableError("the VM has ended");
   const Record now = record_->Get();
   const SandboxLimits limits = LimitsOf(now, env_->config);
   auto blocking = RunBlocking(*env_->blocking, [env = env_, now, limits] {

@@ -84,6 +84,8 @@ Record FromJson(const json& j) {
   Get(j, "memory_bytes", &r.memory_bytes);
   Get(j, "wanted_vcpus", &r.wanted_vcpus);
   Get(j, "wanted_memory_bytes", &r.wanted_memory_bytes);
+  Get(j, "resizing", &r.resizing);
+  Get(j, "granted_memory_bytes", &r.granted_memory_bytes);
   Get(j, "max_vcpus", &r.max_vcpus);
   Get(j, "boot_memory_bytes", &r.boot_memory_bytes);
   Get(j, "max_memory_bytes", &r.max_memory_bytes);
@@ -175,6 +177,8 @@ std::string RecordToJson(const Record& r) {
                   {"memory_bytes", r.memory_bytes},
                   {"wanted_vcpus", r.wanted_vcpus},
                   {"wanted_memory_bytes", r.wanted_memory_bytes},
+                  {"resizing", r.resizing},
+                  {"granted_memory_bytes", r.granted_memory_bytes},
                   {"max_vcpus", r.max_vcpus},
                   {"boot_memory_bytes", r.boot_memory_bytes},
                   {"max_memory_bytes", r.max_memory_bytes},

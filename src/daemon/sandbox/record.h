@@ -78,6 +78,10 @@ struct Record {
   // resized nothing.
   uint32_t wanted_vcpus = 0;
   uint64_t wanted_memory_bytes = 0;
+  // A resize that has begun and may not have come to its end; it may have as much memory until
+  // then.
+  bool resizing = false;
+  uint64_t granted_memory_bytes = 0;
   uint32_t max_vcpus = 0;
   uint64_t boot_memory_bytes = 0;
   uint64_t max_memory_bytes = 0;

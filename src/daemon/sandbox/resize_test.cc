@@ -52,12 +52,12 @@ TEST_F(ResizeTest, GrowsAndShrinks) {
   ASSERT_TRUE(Update(sandbox, Memory(10)).ok());
   EXPECT_EQ(sandbox->record().wanted_memory_bytes, boot);
   EXPECT_EQ(sandbox->record().vcpus, 3u);
-  EXPECT_EQ(world_.leaving_bytes.load(), (1000 + overhead) * kMebibyte - boot);
+  EXPECT_EQ(world_.added_bytes.load(), 0u);
   // As long as the guest has it, the host leaves it.
   EXPECT_GE(world_.updated_memory_bytes.load(), (1000 + overhead) * kMebibyte);
   const int limited = world_.Count("cgroup.update");
   world_.TakeMemory("a");
-  world_.WaitFor("cgroup.update", limited + 1);
+  world_.WaitFor("cgroup.update", limited + 2);
   EXPECT_LT(world_.updated_memory_bytes.load(), (1000 + overhead) * kMebibyte);
 }
 
@@ -67,6 +67,55 @@ TEST_F(ResizeTest, MoreThanItCanHaveIsRefusedAndChangesNothing) {
   EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
   EXPECT_FALSE(sandbox->record().pod_updated);
   EXPECT_EQ(world_.Count("vm.resize") + world_.Count("cgroup.update"), 0);
+}
+
+TEST_F(ResizeTest, AGuestThatTakesItsTimeHoldsNoStopBack) {
+  auto sandbox = Started();
+  world_.Hold("agent.resize");
+  auto update = world_.Begin(sandbox, sandbox->Update(Memory(1000)));
+  world_.WaitFor("agent.resize");
+  EXPECT_TRUE(world_.Await(sandbox, sandbox->Stop()).ok());
+  world_.Release();
+  (void)update.get();
+}
+
+TEST_F(ResizeTest, AVmmCannotTalkItsLimitUp) {
+  auto sandbox = Started();
+  ASSERT_TRUE(Update(sandbox, Memory(1000)).ok());
+  const uint64_t wanted = sandbox->record().wanted_memory_bytes;
+  const int told = world_.Count("agent.resize");
+  world_.TakeMemory("a", uint64_t{1} << 40);
+  world_.WaitFor("agent.resize", told + 1);
+  EXPECT_TRUE(Update(sandbox, Memory(1000)).ok());
+  EXPECT_EQ(sandbox->record().memory_bytes, wanted);
+}
+
+// What was asked for last counts, and not what the guest has done of it so far.
+TEST_F(ResizeTest, BackBeforeTheGuestHasMoved) {
+  auto sandbox = Started();
+  const uint64_t boot = sandbox->record().memory_bytes;
+  ASSERT_TRUE(Update(sandbox, Memory(1000)).ok());
+  ASSERT_TRUE(Update(sandbox, Memory(10)).ok());
+  EXPECT_EQ(world_.Count("vm.resize"), 2);
+  EXPECT_EQ(sandbox->record().memory_bytes, boot);
+  EXPECT_FALSE(sandbox->record().resizing);
+  ASSERT_TRUE(Update(sandbox, Memory(1000)).ok());
+  EXPECT_EQ(world_.Count("vm.resize"), 3);
+  EXPECT_TRUE(sandbox->record().resizing);
+}
+
+TEST_F(ResizeTest, AGuestThatWasNotToldIsToldAgain) {
+  auto sandbox = Started();
+  world_.Fail("agent.resize", absl::DeadlineExceededError("busy"));
+  UpdatedResources more;
+  more.resources.set_cpu_quota(300000);
+  more.resources.set_cpu_period(100000);
+  EXPECT_TRUE(absl::IsDeadlineExceeded(Update(sandbox, more)));
+  EXPECT_TRUE(sandbox->record().resizing);
+  world_.Heal();
+  const int told = world_.Count("agent.resize");
+  world_.DropVmm("a");
+  world_.WaitFor("agent.resize", told + 1);
 }
 
 TEST_F(ResizeTest, TheNextDaemonGoesOn) {

@@ -334,19 +334,21 @@ Co<absl::StatusOr<io::containerd::cgroups::v2::Metrics>> Sandbox::Metrics() {
 
 Co<absl::Status> Sandbox::Update(UpdatedResources resources) {
   auto self = shared_from_this();
-  auto lock = operation_.Lock();
-  const AsyncMutex::Guard guard = co_await std::move(lock);
-  if (state_ == SandboxState::kGone) {
-    co_return absl::NotFoundError(absl::StrCat("sandbox ", id_, " does not exist"));
+  {
+    auto lock = operation_.Lock();
+    const AsyncMutex::Guard guard = co_await std::move(lock);
+    if (state_ == SandboxState::kGone) {
+      co_return absl::NotFoundError(absl::StrCat("sandbox ", id_, " does not exist"));
+    }
+    if (state_ != SandboxState::kReady) co_return absl::OkStatus();
+    MAGNETAR_CO_RETURN_IF_ERROR(CheckFits(record_->Get(), resources.resources, env_->config));
+    MAGNETAR_CO_RETURN_IF_ERROR(record_->Update([&](Record& record) {
+      record.pod_updated = true;
+      record.pod_resources = resources.resources.SerializeAsString();
+      record.pod_overhead = resources.overhead.SerializeAsString();
+    }));
   }
-  const Record now = record_->Get();
-  if (state_ != SandboxState::kReady) co_return absl::OkStatus();
-  MAGNETAR_CO_RETURN_IF_ERROR(CheckFits(now, resources.resources, env_->config));
-  MAGNETAR_CO_RETURN_IF_ERROR(record_->Update([&](Record& record) {
-    record.pod_updated = true;
-    record.pod_resources = resources.resources.SerializeAsString();
-    record.pod_overhead = resources.overhead.SerializeAsString();
-  }));
+  // A guest that takes its time holds no Stop back.
   auto resize = machine_->Resize();
   const absl::Status status = co_await std::move(resize);
   co_return status;

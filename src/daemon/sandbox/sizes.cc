@@ -68,6 +68,12 @@ uint64_t BootMemory(const Record& record) {
   return record.boot_memory_bytes != 0 ? record.boot_memory_bytes : record.memory_bytes;
 }
 
+// Whether the guest that runs knows how.
+bool CanResize(const Record& record) {
+  const auto& features = record.agent_features;
+  return std::find(features.begin(), features.end(), "resize") != features.end();
+}
+
 // Before what the VM can have is looked at.
 MachineSize Desired(const LinuxContainerResources& pod, const Record& record,
                     const Config& config) {
@@ -144,6 +150,7 @@ ContainerLimits LimitsOfSpec(const std::string& container_id, const std::string&
 }
 
 MachineSize WantedSize(const Record& record, const Config& config) {
+  if (!CanResize(record)) return {.vcpus = record.vcpus, .memory_bytes = record.memory_bytes};
   const MachineSize desired = Desired(PodResources(record), record, config);
   MachineSize size{.vcpus = record.vcpus, .memory_bytes = BootMemory(record)};
   // Processors are never taken away: the quotas of both cgroups keep what is not to be used.
@@ -159,13 +166,15 @@ MachineSize WantedSize(const Record& record, const Config& config) {
 absl::Status CheckFits(const Record& record, const LinuxContainerResources& pod,
                        const Config& config) {
   const MachineSize size = SizeOf(pod, config);
-  const uint32_t most_vcpus = std::max(record.max_vcpus, record.vcpus);
+  const bool can = CanResize(record);
+  const uint32_t most_vcpus = can ? std::max(record.max_vcpus, record.vcpus) : record.vcpus;
   if (size.vcpus > most_vcpus) {
     return absl::FailedPreconditionError(absl::StrCat(
         "Resources.cpu_quota: needs ", size.vcpus,
         " vCPUs, and the VM was started to have at most ", most_vcpus, " (vm.max_vcpus)"));
   }
-  const uint64_t most = std::max(record.max_memory_bytes, BootMemory(record));
+  const uint64_t most =
+      can ? std::max(record.max_memory_bytes, BootMemory(record)) : record.memory_bytes;
   if (size.memory_bytes > most) {
     return absl::FailedPreconditionError(absl::StrCat(
         "Resources.memory_limit_in_bytes: needs a VM of ", size.memory_bytes / kMebibyte,
@@ -202,7 +211,9 @@ SandboxLimits LimitsOf(const LinuxContainerResources& resources,
 
 SandboxLimits LimitsOf(const Record& record, const Config& config) {
   return LimitsOf(PodResources(record), PodOverhead(record),
-                  std::max(record.memory_bytes, record.wanted_memory_bytes), config);
+                  std::max({record.memory_bytes, record.wanted_memory_bytes,
+                            record.resizing ? record.granted_memory_bytes : 0}),
+                  config);
 }
 
 }  // namespace magnetar::daemon

@@ -15,6 +15,7 @@ Record Booted(uint32_t vcpus, uint64_t memory_mib) {
   Record record;
   record.vcpus = vcpus;
   record.memory_bytes = record.boot_memory_bytes = memory_mib * kMiB;
+  record.agent_features = {"resize"};
   record.max_vcpus = 8;
   record.max_memory_bytes = 4096 * kMiB;
   return record;
@@ -88,6 +89,18 @@ TEST(SizesTest, GrowsInStepsThatAGuestCanTake) {
   record.container_limits = {{"a", 100 * kMiB, 0}};
   EXPECT_EQ((WantedSize(record, config).memory_bytes - 130 * kMiB) % vmm::kMemoryStep, 0u);
   EXPECT_GE(WantedSize(record, config).memory_bytes, (100 + config.vm.overhead_mib) * kMiB);
+}
+
+TEST(SizesTest, AGuestThatDoesNotKnowHowStays) {
+  const Config config;
+  Record record = Booted(1, 512);
+  record.agent_features.clear();
+  record.container_limits = {{"a", 1024 * kMiB, 5000}};
+  EXPECT_EQ(WantedSize(record, config).memory_bytes, 512 * kMiB);
+  EXPECT_EQ(WantedSize(record, config).vcpus, 1u);
+  LinuxContainerResources pod;
+  pod.set_memory_limit_in_bytes(int64_t{1} << 30);
+  EXPECT_TRUE(absl::IsFailedPrecondition(CheckFits(record, pod, config)));
 }
 
 TEST(SizesTest, AVmThatCannotGrowStays) {

@@ -200,6 +200,18 @@ Co<absl::Status> ReleaseBlockVolume(SandboxStorage* sandbox, StorageStep step) {
     return other.serial == step.serial && other.container_id != step.container_id;
   });
   if (!others) {
+    // From here on nobody uses it, though it may be there for a while: whoever wants it anew has to
+    // take it away first.
+    if (step.kind == StorageStep::Kind::kVolumeUse) {
+      StorageStep disk = step;
+      disk.kind = StorageStep::Kind::kVolumeDisk;
+      const bool begun = std::any_of(steps.begin(), steps.end(), [&disk](const StorageStep& other) {
+        return IsOf(other, disk.kind, disk.serial);
+      });
+      if (!begun) MAGNETAR_CO_RETURN_IF_ERROR(Annotate(sandbox->journal_add(disk), "journal"));
+      MAGNETAR_CO_RETURN_IF_ERROR(Annotate(sandbox->journal_remove(step), "journal"));
+      step = disk;
+    }
     auto detach = Detach(sandbox, step.serial);
     const absl::Status detached = co_await std::move(detach);
     if (!detached.ok()) co_return Annotate(detached, absl::StrCat("detach ", step.source));

@@ -17,7 +17,6 @@ struct FakeWorld::Vm {
   AsyncFlag over;
   ExitRecord exit;
   vmm::Size size;
-  uint64_t wanted_memory_bytes = 0;
   const vmm::Vm* told = nullptr;  // whose handler it is
   std::function<void(const vmm::Event&)> on_event;
 
@@ -132,8 +131,10 @@ class FakeAgent : public AgentClient {
     co_return status;
   }
   Co<absl::Status> Resize(agent::v1::ResizeRequest request, std::chrono::nanoseconds) override {
-    world_->leaving_bytes = request.leaving_bytes();
-    co_return world_->Note("agent.resize");
+    world_->added_bytes = request.added_bytes();
+    auto note = world_->NoteAsync("agent.resize");
+    const absl::Status status = co_await std::move(note);
+    co_return status;
   }
   Co<absl::StatusOr<agent::v1::ListContainersResponse>> ListContainers(
       std::chrono::nanoseconds) override {
@@ -203,7 +204,7 @@ class FakeVm : public vmm::Vm {
     const absl::Status status = world_->Note("vm.resize");
     if (!status.ok()) co_return status;
     vm_->size.vcpus = std::max(vm_->size.vcpus, vcpus);
-    vm_->wanted_memory_bytes = memory_bytes;
+    vm_->size.requested_memory_bytes = memory_bytes;
     co_return absl::OkStatus();
   }
   Co<absl::Status> Pause() override { co_return absl::OkStatus(); }
@@ -234,6 +235,7 @@ class FakeDriver : public vmm::Driver {
     world_->planned = {.vcpus = spec.vcpus,
                        .max_vcpus = spec.max_vcpus,
                        .memory_bytes = spec.memory_bytes,
+                       .requested_memory_bytes = spec.memory_bytes,
                        .boot_memory_bytes = spec.memory_bytes,
                        .max_memory_bytes = spec.max_memory_bytes};
     absl::Status status = world_->Note("driver.plan");
@@ -567,10 +569,10 @@ void FakeWorld::KillVm(const std::string& id) {
   });
 }
 
-void FakeWorld::TakeMemory(const std::string& id) {
-  asio::post(*io_, [this, directory = Directory(id)] {
+void FakeWorld::TakeMemory(const std::string& id, uint64_t memory_bytes) {
+  asio::post(*io_, [this, memory_bytes, directory = Directory(id)] {
     Vm& vm = *vms_.at(directory);
-    vm.size.memory_bytes = vm.wanted_memory_bytes;
+    vm.size.memory_bytes = memory_bytes != 0 ? memory_bytes : vm.size.requested_memory_bytes;
     if (vm.on_event) vm.on_event({vmm::Event::Kind::kMemoryChanged, ""});
   });
 }

@@ -87,8 +87,9 @@ class FakeWorld {
   // From now on the call is made and does not return, until the daemon dies or Release.
   void Hold(const std::string& call);
   void Release();
-  // The guest has taken, or given back, what it was asked to.
-  void TakeMemory(const std::string& id);
+  // The guest has taken, or given back, what it was asked to; or its VMM says that it has
+  // `memory_bytes`.
+  void TakeMemory(const std::string& id, uint64_t memory_bytes = 0);
   // The VMM closes its connection, and lives on.
   void DropVmm(const std::string& id);
   void Advance(std::chrono::nanoseconds time) { clock_.offset_ns += time.count(); }
@@ -100,7 +101,7 @@ class FakeWorld {
   // What the agent says in Hello.
   std::atomic<uint32_t> agent_protocol{1};
   // Of the latest agent.resize.
-  std::atomic<uint64_t> leaving_bytes{0};
+  std::atomic<uint64_t> added_bytes{0};
   // Of the latest cgroup.update.
   std::atomic<uint64_t> updated_memory_bytes{0};
 
