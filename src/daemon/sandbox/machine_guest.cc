@@ -212,8 +212,8 @@ Co<absl::Status> Machine::ServeOnce() {
     for (const auto& container : held->containers()) ids.insert(container.container_id());
     auto reconcile = requests_->Reconcile(std::move(ids));
     co_await std::move(reconcile);
-    auto learn = requests_->LearnAllLimits();
-    co_await std::move(learn);
+    // Aside: a containerd that is away is waited for, and the guest is not to wait with it.
+    asio::co_spawn(strand_, requests_->LearnAllLimits(), asio::detached);
     auto handler = [requests = requests_](agent::v1::HostRequest request) {
       return requests->Handle(std::move(request));
     };
