@@ -3,13 +3,12 @@
 #include <linux/rtnetlink.h>
 #include <net/if.h>
 #include <netlink/netlink.h>
-#include <poll.h>
 #include <sys/socket.h>
 
 #include <algorithm>
-#include <cerrno>
 
 #include "absl/strings/ascii.h"
+#include "guest-agent/util/news.h"
 #include "magnetar/status.h"
 
 namespace magnetar::guest {
@@ -25,22 +24,6 @@ absl::StatusOr<NlSocket> SubscribeToLinks() {
   MAGNETAR_RETURN_IF_ERROR(
       NlStatus(nl_socket_add_memberships(socket.get(), RTNLGRP_LINK, 0), "watch interfaces"));
   return socket;
-}
-
-// False at the deadline. What was announced matters less than that something was.
-bool WaitForNews(nl_sock* socket, Clock::time_point deadline) {
-  while (true) {
-    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now());
-    if (left.count() <= 0) return false;
-    pollfd waiting = {nl_socket_get_fd(socket), POLLIN, 0};
-    const int ready = ::poll(&waiting, 1, static_cast<int>(left.count()));
-    if (ready < 0 && errno == EINTR) continue;
-    if (ready <= 0) return false;
-    char message[8192];
-    while (::recv(waiting.fd, message, sizeof(message), MSG_DONTWAIT) > 0) {
-    }
-    return true;
-  }
 }
 
 }  // namespace
@@ -87,7 +70,7 @@ absl::StatusOr<std::vector<Nic>> WaitForNics(const std::set<std::string>& macs,
     const bool complete = std::all_of(macs.begin(), macs.end(), [&](const std::string& mac) {
       return FindNic(*nics, mac).has_value();
     });
-    if (complete || !WaitForNews(news->get(), deadline)) return nics;
+    if (complete || !WaitForNews(nl_socket_get_fd(news->get()), deadline)) return nics;
   }
 }
 

@@ -3,7 +3,6 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <linux/netlink.h>
-#include <poll.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -13,6 +12,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "guest-agent/util/news.h"
 #include "magnetar/directory.h"
 #include "magnetar/files.h"
 #include "magnetar/status.h"
@@ -77,21 +77,7 @@ absl::StatusOr<Uevents> Uevents::Open() {
   return Uevents(std::move(socket));
 }
 
-bool Uevents::Wait(Clock::time_point deadline) {
-  while (true) {
-    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now());
-    if (left.count() <= 0) return false;
-    pollfd waiting = {socket_.get(), POLLIN, 0};
-    const int ready = ::poll(&waiting, 1, static_cast<int>(left.count()));
-    if (ready < 0 && errno == EINTR) continue;
-    if (ready <= 0) return false;
-    // What was announced matters less than that something was: the caller looks again.
-    char message[8192];
-    while (::recv(socket_.get(), message, sizeof(message), 0) > 0) {
-    }
-    return true;
-  }
-}
+bool Uevents::Wait(Clock::time_point deadline) { return WaitForNews(socket_.get(), deadline); }
 
 absl::StatusOr<std::string> WaitForDisk(const std::string& serial,
                                         std::chrono::nanoseconds timeout) {

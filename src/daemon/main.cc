@@ -1,3 +1,4 @@
+#include <cstdio>
 #include <cstdlib>
 
 #include "src/daemon/daemon.h"
@@ -9,5 +10,6 @@ int main(int argc, char** argv) {
       options.done ? options.exit_code : magnetar::daemon::RunDaemon(std::move(options));
   // A daemon that could not start leaves threads behind: static objects that they may still
   // use are not destroyed.
+  std::fflush(nullptr);
   std::_Exit(code);
 }

@@ -32,6 +32,27 @@ def uplink(stack):
         run("ip", "-n", stack.netns, "link", "del", "up0")
 
 
+def test_several_addresses_and_an_mtu(stack):
+    second = {"type": "bridge", "bridge": "second0", "isGateway": True, "mtu": 2800,
+              "ipam": static("10.66.0.2/24", "10.66.0.3/24", "fd66::2/64", "fd66::3/64", routes=["10.200.0.0/16"])}
+    second["ipam"]["addresses"][0]["gateway"] = "10.66.0.1"
+    try:
+        with cni_network(stack, "second", second), stack.pod() as pod:
+            guest = Guest(pod.shell())
+            assert "mtu 2800" in guest.links()["eth1"] and "mtu 1400" in guest.links()["eth0"]
+            addresses = guest.addresses("eth1")
+            for address in ("10.66.0.2/24", "10.66.0.3/24", "fd66::2/64", "fd66::3/64"):
+                assert address in addresses
+            assert "10.200.0.0/16" in guest.routes()
+            serve(guest, "second")
+            for address in ("10.66.0.2", "10.66.0.3", pod.addresses()[0]):
+                assert b"second" in netns.http_get(stack.netns, address, 8090), address
+            # Packets of the whole MTU.
+            assert guest.container.exec("ping", "-c1", "-W5", "-s", "2772", "10.66.0.1").returncode == 0
+    finally:
+        run("ip", "-n", stack.netns, "link", "del", "second0", check=False)
+
+
 def test_ptp(stack):
     """A plugin that leaves no route to the address's own network, but one through its gateway."""
     plugin = {"type": "ptp", "mtu": 1380, "ipam": static("10.65.0.2/24", routes=["10.201.0.0/16"])}

@@ -41,6 +41,8 @@ bool HasPeer(const AddressState& address) {
 }
 
 bool BelongsInGuest(const AddressState& address) {
+  // With IPv4 the bit of a temporary address says that it is not the first of its network.
+  if (address.local.family == AF_INET) return true;
   return (address.flags & (IFA_F_TEMPORARY | IFA_F_DADFAILED)) == 0;
 }
 

@@ -250,6 +250,20 @@ TEST(BuildGuestNetworkTest, LinkLocalAddressesAndRoutesFollowTheNetns) {
   EXPECT_THAT(Destinations(network), ElementsAre("fe80::1/128", "::/0"));
 }
 
+TEST(BuildGuestNetworkTest, AllAddressesOfANetwork) {
+  NetnsSnapshot snapshot;
+  snapshot.links = {Veth()};
+  snapshot.addresses = {
+      {.link = 2, .local = Prefix("10.66.0.2", 24), .peer = {}, .flags = IFA_F_PERMANENT},
+      {.link = 2,
+       .local = Prefix("10.66.0.3", 24),
+       .peer = {},
+       .flags = IFA_F_PERMANENT | IFA_F_SECONDARY}};
+  snapshot.routes = {Route(Prefix("10.66.0.0", 24), RTPROT_KERNEL)};
+  const agent::v1::Network network = BuildGuestNetwork(snapshot, snapshot.links);
+  EXPECT_THAT(network.interfaces(0).addresses(), ElementsAre("10.66.0.2/24", "10.66.0.3/24"));
+}
+
 TEST(BuildGuestNetworkTest, OneHopOfAMultipathRoute) {
   NetnsSnapshot snapshot = BridgePod();
   snapshot.routes.push_back(Gateway(Prefix("0.0.0.0", 0), Prefix("10.1.0.3", 32)));

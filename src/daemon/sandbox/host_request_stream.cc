@@ -24,8 +24,13 @@ struct Serving {
   std::shared_ptr<ttrpc::Stream> stream;
   HostRequestHandler handler;
   Event changed;
-  std::deque<agent::v1::HostResponse> answers;
-  size_t in_flight = 0;
+  struct Answer {
+    agent::v1::HostResponse response;
+    size_t* in_flight = nullptr;  // what it counts in until it is sent
+  };
+  std::deque<Answer> answers;
+  size_t requests = 0;
+  size_t events = 0;
   bool ended = false;
   absl::Status send_error;
 };
@@ -51,11 +56,11 @@ Co<void> SendAnswers(std::shared_ptr<Serving> self) {
       co_await std::move(wait);
       continue;
     }
-    agent::v1::HostResponse answer = std::move(self->answers.front());
+    Serving::Answer answer = std::move(self->answers.front());
     self->answers.pop_front();
-    auto send = SendAnswer(self, std::move(answer));
+    auto send = SendAnswer(self, std::move(answer.response));
     const absl::Status status = co_await std::move(send);
-    --self->in_flight;
+    --*answer.in_flight;
     self->changed.NotifyAll();
     if (status.ok()) continue;
     // Without answers the requests are of no use: the guest shall see the stream's end.
@@ -73,15 +78,17 @@ bool IsExcessive(const agent::v1::HostRequest& request) {
 
 void Begin(const std::shared_ptr<Serving>& self, agent::v1::HostRequest request) {
   const uint64_t id = request.id();
-  ++self->in_flight;
-  auto done = [self, id](const std::exception_ptr& error, agent::v1::HostResponse response) {
+  size_t* const in_flight = request.has_event() ? &self->events : &self->requests;
+  ++*in_flight;
+  auto done = [self, id, in_flight](const std::exception_ptr& error,
+                                    agent::v1::HostResponse response) {
     if (error != nullptr) {
       response.Clear();
       response.set_code(static_cast<int32_t>(absl::StatusCode::kInternal));
       response.set_message("exception");
     }
     response.set_id(id);
-    self->answers.push_back(std::move(response));
+    self->answers.push_back({std::move(response), in_flight});
     self->changed.NotifyAll();
   };
   asio::co_spawn(self->executor, self->handler(std::move(request)),
@@ -97,7 +104,7 @@ Co<absl::Status> ServeHostRequestStream(std::shared_ptr<ttrpc::Stream> stream,
   asio::co_spawn(executor, SendAnswers(self), asio::detached);
   absl::Status result;
   while (!self->ended) {
-    if (self->in_flight >= kMaxHostRequests) {
+    if (self->requests >= kMaxHostRequests || self->events >= kMaxHostEvents) {
       auto wait = self->changed.Wait();
       co_await std::move(wait);
       continue;

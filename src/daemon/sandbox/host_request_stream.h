@@ -18,6 +18,9 @@ using HostRequestHandler =
 // What a guest may have in flight: a request counts until its answer is sent, so that a
 // guest that does not read its answers is not listened to any further.
 inline constexpr size_t kMaxHostRequests = 64;
+// Events wait for containerd, one after the other; nobody waits for them, nor behind them. A guest
+// keeps no more than this.
+inline constexpr size_t kMaxHostEvents = 1024;
 // Mounts of one root file system: more than any snapshotter makes.
 inline constexpr int kMaxRootfsMounts = 64;
 

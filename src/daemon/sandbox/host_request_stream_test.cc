@@ -142,6 +142,27 @@ TEST_F(HostRequestStreamTest, ARequestThatSwellsIsNotKept) {
   EXPECT_TRUE(absl::IsInvalidArgument(*result_)) << *result_;
 }
 
+// They wait for containerd, and nothing else does behind them.
+TEST_F(HostRequestStreamTest, EventsThatWaitHoldNothingBack) {
+  HostRequest event;
+  event.mutable_event()->set_container_id("c");
+  for (size_t i = 0; i < kMaxHostRequests + 1; ++i) {
+    stream_->requests.push_back(event.SerializeAsString());
+  }
+  Ask(7);
+  auto away = std::make_shared<Event>(io_.get_executor());
+  Serve([away](HostRequest request) -> Co<HostResponse> {
+    if (request.has_event()) {
+      auto wait = away->Wait();
+      co_await std::move(wait);
+    }
+    co_return HostResponse();
+  });
+  Run();
+  ASSERT_EQ(stream_->answers.size(), 1u);
+  EXPECT_EQ(stream_->answers[0].id(), 7u);
+}
+
 TEST_F(HostRequestStreamTest, EventsAreAnswered) {
   HostRequest request;
   request.mutable_event()->set_container_id("c");

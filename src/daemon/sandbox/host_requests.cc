@@ -36,6 +36,8 @@ constexpr double kRequestsAtOnce = 256;
 // Three for each exec, and a probe may come every second for each container.
 constexpr double kEventsPerSecond = 200;
 constexpr double kEventsAtOnce = 2000;
+// A containerd that cannot be reached is waited for by the call itself; this is for one that fails.
+constexpr std::chrono::seconds kEventRetry{1};
 constexpr double kLinesPerSecond = 1;
 constexpr double kLinesAtOnce = 20;
 // Operations of one sandbox side by side: a host path that hangs for ever keeps a thread of the
@@ -186,7 +188,7 @@ Co<agent::v1::HostResponse> HostRequests::Handle(agent::v1::HostRequest request)
   if (request.has_event()) {
     const bool updated = request.event().kind() == agent::v1::GuestEvent::UPDATED;
     auto call = updated ? LearnLimits(request.event().container_id())
-                        : Publish(std::move(*request.mutable_event()));
+                        : Publish(request.id(), std::move(*request.mutable_event()));
     status = co_await std::move(call);
     response.set_code(static_cast<int32_t>(status.code()));
     response.set_message(std::string(status.message()));
@@ -282,7 +284,8 @@ Co<absl::StatusOr<agent::v1::PreparedContainer>> HostRequests::PrepareLocked(
   if (!target.ok()) co_return target.status();
   want.pid_namespace_of = *std::move(target);
   want.devices = RequestedDevices(*container);
-  want.huge_page_limits = HugePageLimits(*container);
+  // A guest that knows of no huge pages reserves none, and refuses the volume by name.
+  if (HasFeature(now, "huge-pages")) want.huge_page_limits = HugePageLimits(*container);
   auto prepare = env_->storage->Prepare(storage_, std::move(want));
   absl::StatusOr<agent::v1::PreparedContainer> prepared = co_await std::move(prepare);
   if (prepared.ok()) MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("container.prepare.after"));
@@ -403,11 +406,18 @@ Co<void> HostRequests::Pace(std::chrono::nanoseconds pause) {
   co_await std::move(wait);
 }
 
-Co<absl::Status> HostRequests::Publish(agent::v1::GuestEvent event) {
+Co<absl::Status> HostRequests::Publish(uint64_t id, agent::v1::GuestEvent event) {
   const Record now = record_->Get();
+  // Sent again, on another connection of the agent: it is in line already, or has been published.
+  if (id != 0 && id <= last_event_) {
+    auto published = AwaitTurn(next_event_);
+    co_await std::move(published);
+    co_return absl::OkStatus();
+  }
   if (told_of_.count(event.container_id()) == 0) {
     co_return absl::NotFoundError("an event of a container that this sandbox has not");
   }
+  last_event_ = std::max(last_event_, id);
   if (event.kind() == agent::v1::GuestEvent::DELETED) told_of_.erase(event.container_id());
   const uint64_t turn = next_event_++;
   const absl::Cleanup next = [this] {
@@ -416,21 +426,32 @@ Co<absl::Status> HostRequests::Publish(agent::v1::GuestEvent event) {
   };
   auto paced = Pace(event_pace_.Take(std::chrono::steady_clock::now()));
   co_await std::move(paced);
+  auto await_turn = AwaitTurn(turn);
+  co_await std::move(await_turn);
+  const absl::StatusOr<TaskEvent> task_event =
+      ToTaskEvent(event, now.vmm_pid, env_->clock->RealtimeNs());
+  absl::Status status = task_event.status();
+  bool again = status.ok();
+  for (bool first = true; again; first = false) {
+    auto publish = env_->containerd->PublishEvent(now.containerd_namespace, task_event->topic,
+                                                  task_event->type_url, task_event->body);
+    status = co_await std::move(publish);
+    status = Annotate(status, task_event->topic);
+    // Until containerd is back, or nobody wants to know any more.
+    again = !refusing_ && (absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status));
+    if (again && first) Warn("event not published yet", event.container_id(), status);
+    auto rest = Pace(again ? kEventRetry : std::chrono::seconds(0));
+    co_await std::move(rest);
+  }
+  if (!status.ok()) Warn("event not published", event.container_id(), status);
+  co_return status;
+}
+
+Co<void> HostRequests::AwaitTurn(uint64_t turn) {
   while (publishing_ < turn) {
     auto wait = changed_.Wait();
     co_await std::move(wait);
   }
-  absl::StatusOr<TaskEvent> task_event = ToTaskEvent(event, now.vmm_pid, env_->clock->RealtimeNs());
-  absl::Status status = task_event.status();
-  if (status.ok()) {
-    const std::string topic = task_event->topic;
-    auto publish = env_->containerd->PublishEvent(now.containerd_namespace, topic,
-                                                  task_event->type_url, task_event->body);
-    status = co_await std::move(publish);
-    status = Annotate(status, topic);
-  }
-  if (!status.ok()) Warn("event not published", event.container_id(), status);
-  co_return status;
 }
 
 Co<void> HostRequests::Reconcile(std::set<std::string> held) {

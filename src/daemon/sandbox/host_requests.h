@@ -87,7 +87,8 @@ class HostRequests : public std::enable_shared_from_this<HostRequests> {
   // Returns early when the sandbox is being stopped.
   Co<void> Pace(std::chrono::nanoseconds pause);
   // In the order of the calls. An error says why nobody hears of it.
-  Co<absl::Status> Publish(agent::v1::GuestEvent event);
+  Co<absl::Status> Publish(uint64_t id, agent::v1::GuestEvent event);
+  Co<void> AwaitTurn(uint64_t turn);
   Co<absl::StatusOr<KeyGuard>> Enter(std::string container_id);
   void Leave(const std::string& container_id);
   Co<absl::Status> AwaitVm();
@@ -117,6 +118,7 @@ class HostRequests : public std::enable_shared_from_this<HostRequests> {
   // Events are published one after the other.
   uint64_t next_event_ = 0;
   uint64_t publishing_ = 0;
+  uint64_t last_event_ = 0;  // the guest's id of it
   TokenBucket log_pace_;
   uint64_t unlogged_ = 0;
 };

@@ -149,15 +149,46 @@ TEST_F(HostRequestsTest, KnowsTheLimitsOfItsContainers) {
   EXPECT_EQ(changes, 3);
 }
 
-TEST_F(HostRequestsTest, AnEventThatNobodyHearsOfIsAnError) {
+TEST_F(HostRequestsTest, AnEventThatContainerdDoesNotTakeIsAnError) {
+  ASSERT_EQ(Prepare("c1").code(), 0);
+  world_.containerd.failure = absl::InternalError("no");
+  agent::v1::HostRequest request;
+  request.mutable_event()->set_container_id("c1");
+  request.mutable_event()->set_kind(agent::v1::GuestEvent::STARTED);
+  const auto answer = world_.Await(requests_->Handle(request));
+  EXPECT_EQ(answer.code(), static_cast<int>(absl::StatusCode::kInternal));
+  EXPECT_EQ(answer.message(), "/tasks/start: no");
+}
+
+TEST_F(HostRequestsTest, AnEventWaitsForContainerd) {
   ASSERT_EQ(Prepare("c1").code(), 0);
   world_.containerd.failure = absl::UnavailableError("away");
   agent::v1::HostRequest request;
   request.mutable_event()->set_container_id("c1");
   request.mutable_event()->set_kind(agent::v1::GuestEvent::STARTED);
-  const auto answer = world_.Await(requests_->Handle(request));
-  EXPECT_EQ(answer.code(), static_cast<int>(absl::StatusCode::kUnavailable));
-  EXPECT_EQ(answer.message(), "/tasks/start: away");
+  auto begun = asio::co_spawn(*world_.env().io, requests_->Handle(request), asio::use_future);
+  OnStrand([this] { world_.containerd.failure = absl::OkStatus(); });
+  EXPECT_EQ(begun.get().code(), 0);
+  EXPECT_EQ(world_.containerd.events.size(), 1u);
+  // It keeps no sandbox from ending.
+  OnStrand([this] { world_.containerd.failure = absl::UnavailableError("away"); });
+  begun = asio::co_spawn(*world_.env().io, requests_->Handle(request), asio::use_future);
+  OnStrand([this] { requests_->Refuse(); });
+  EXPECT_EQ(begun.get().code(), static_cast<int>(absl::StatusCode::kUnavailable));
+}
+
+TEST_F(HostRequestsTest, AnEventThatIsSentAgainIsPublishedOnce) {
+  ASSERT_EQ(Prepare("c1").code(), 0);
+  agent::v1::HostRequest request;
+  request.set_id(7);
+  request.mutable_event()->set_container_id("c1");
+  request.mutable_event()->set_kind(agent::v1::GuestEvent::STARTED);
+  EXPECT_EQ(world_.Await(requests_->Handle(request)).code(), 0);
+  EXPECT_EQ(world_.Await(requests_->Handle(request)).code(), 0);
+  EXPECT_EQ(world_.containerd.events.size(), 1u);
+  request.set_id(8);
+  EXPECT_EQ(world_.Await(requests_->Handle(request)).code(), 0);
+  EXPECT_EQ(world_.containerd.events.size(), 2u);
 }
 
 TEST_F(HostRequestsTest, RefusesOnceTheSandboxIsStopped) {

@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "cri/runtime.pb.h"
+#include "magnetar/async_mutex.h"
 #include "magnetar/co.h"
 #include "magnetar/supervisor.pb.h"
 #include "src/daemon/sandbox/async.h"

@@ -129,6 +129,11 @@ std::string Dump(const json& j) {
 
 }  // namespace
 
+bool HasFeature(const Record& record, std::string_view feature) {
+  return std::find(record.agent_features.begin(), record.agent_features.end(), feature) !=
+         record.agent_features.end();
+}
+
 const char* StepName(Step step) {
   for (const auto& [s, name] : kStepNames) {
     if (s == step) return name;

@@ -102,6 +102,9 @@ struct Record {
   std::vector<ContainerStep> container_steps;
 };
 
+// Whether its agent has named the feature (HelloResponse in agent.proto).
+bool HasFeature(const Record& record, std::string_view feature);
+
 const char* StepName(Step step);
 
 std::string RecordToJson(const Record& record);

@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "cgroups/v2_metrics.pb.h"
+#include "magnetar/async_mutex.h"
 #include "magnetar/co.h"
 #include "src/daemon/sandbox/async.h"
 #include "src/daemon/sandbox/environment.h"

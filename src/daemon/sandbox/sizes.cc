@@ -69,10 +69,7 @@ uint64_t BootMemory(const Record& record) {
 }
 
 // Whether the guest that runs knows how.
-bool CanResize(const Record& record) {
-  const auto& features = record.agent_features;
-  return std::find(features.begin(), features.end(), "resize") != features.end();
-}
+bool CanResize(const Record& record) { return HasFeature(record, "resize"); }
 
 // Before what the VM can have is looked at.
 MachineSize Desired(const LinuxContainerResources& pod, const Record& record,

@@ -14,7 +14,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "magnetar/blocking.h"
-#include "magnetar/event.h"
 #include "magnetar/failpoint.h"
 #include "magnetar/status.h"
 #include "src/daemon/storage/disk_image.h"
@@ -23,26 +22,12 @@ namespace magnetar::daemon {
 namespace {
 
 // One attaches or detaches at a time: whether a disk is there shows in the steps of others.
-class Turn {
- public:
-  static Co<std::unique_ptr<Turn>> Take(SandboxStorage* sandbox) {
-    while (sandbox->volume_turn != nullptr) {
-      const std::shared_ptr<Event> other = sandbox->volume_turn;
-      auto wait = other->Wait();
-      co_await std::move(wait);
-    }
-    auto executor = co_await asio::this_coro::executor;
-    sandbox->volume_turn = std::make_shared<Event>(executor);
-    co_return std::unique_ptr<Turn>(new Turn(sandbox));
-  }
-  Turn(const Turn&) = delete;
-  Turn& operator=(const Turn&) = delete;
-  ~Turn() { std::exchange(sandbox_->volume_turn, nullptr)->NotifyAll(); }
-
- private:
-  explicit Turn(SandboxStorage* sandbox) : sandbox_(sandbox) {}
-  SandboxStorage* const sandbox_;
-};
+Co<AsyncMutex::Guard> TakeTurn(SandboxStorage* sandbox) {
+  auto executor = co_await asio::this_coro::executor;
+  if (sandbox->volumes == nullptr) sandbox->volumes = std::make_shared<AsyncMutex>(executor);
+  auto lock = sandbox->volumes->Lock();
+  co_return co_await std::move(lock);
+}
 
 bool IsOf(const StorageStep& step, StorageStep::Kind kind, const std::string& serial) {
   return step.kind == kind && step.serial == serial;
@@ -87,14 +72,6 @@ absl::Status Journal(SandboxStorage* sandbox, StorageStep::Kind kind,
   return Annotate(sandbox->journal_add(step), "journal");
 }
 
-Co<absl::Status> Detach(SandboxStorage* sandbox, std::string serial) {
-  if (sandbox->vm == nullptr) co_return absl::OkStatus();
-  auto remove = sandbox->vm->RemoveDisk(std::move(serial));
-  const absl::Status removed = co_await std::move(remove);
-  // NOT_FOUND: it was never attached. A VMM that cannot be reached may still hold it.
-  co_return absl::IsNotFound(removed) ? absl::OkStatus() : removed;
-}
-
 Co<absl::Status> AttachNew(SandboxStorage* sandbox, std::string container_id, BlockDevice device,
                            std::string serial) {
   const std::vector<StorageStep> steps = sandbox->journal_steps();
@@ -103,7 +80,7 @@ Co<absl::Status> AttachNew(SandboxStorage* sandbox, std::string container_id, Bl
   });
   if (begun) {
     // By a daemon that ended meanwhile: nobody uses it, and it may or may not be there.
-    auto detach = Detach(sandbox, serial);
+    auto detach = DetachDisk(sandbox, serial, device.host_path);
     const absl::Status detached = co_await std::move(detach);
     MAGNETAR_CO_RETURN_IF_ERROR(detached);
   }
@@ -128,8 +105,8 @@ Co<absl::Status> AttachNew(SandboxStorage* sandbox, std::string container_id, Bl
 // The serial of the disk that the container gets.
 Co<absl::StatusOr<std::string>> Attach(SandboxStorage* sandbox, std::string container_id,
                                        BlockDevice device) {
-  auto take = Turn::Take(sandbox);
-  const std::unique_ptr<Turn> turn = co_await std::move(take);
+  auto take = TakeTurn(sandbox);
+  const AsyncMutex::Guard turn = co_await std::move(take);
   const std::vector<StorageStep> steps = sandbox->journal_steps();
   const std::string writable = BlockVolumeSerial(device.number, /*read_only=*/false);
   const std::string read_only = BlockVolumeSerial(device.number, /*read_only=*/true);
@@ -157,6 +134,15 @@ Co<absl::StatusOr<std::string>> Attach(SandboxStorage* sandbox, std::string cont
 }
 
 }  // namespace
+
+Co<absl::Status> DetachDisk(SandboxStorage* sandbox, std::string serial, std::string source) {
+  if (sandbox->vm == nullptr) co_return absl::OkStatus();
+  auto remove = sandbox->vm->RemoveDisk(std::move(serial));
+  const absl::Status removed = co_await std::move(remove);
+  // NOT_FOUND: it was never attached. A VMM that cannot be reached may still hold it.
+  if (absl::IsNotFound(removed)) co_return absl::OkStatus();
+  co_return Annotate(removed, absl::StrCat("detach ", source));
+}
 
 std::string BlockVolumeSerial(dev_t number, bool read_only) {
   return absl::StrCat("mgr-b", ::major(number), ".", ::minor(number), read_only ? "-ro" : "");
@@ -193,8 +179,8 @@ Co<absl::Status> AttachBlockVolumes(SandboxStorage* sandbox, std::string contain
 }
 
 Co<absl::Status> ReleaseBlockVolume(SandboxStorage* sandbox, StorageStep step) {
-  auto take = Turn::Take(sandbox);
-  const std::unique_ptr<Turn> turn = co_await std::move(take);
+  auto take = TakeTurn(sandbox);
+  const AsyncMutex::Guard turn = co_await std::move(take);
   const std::vector<StorageStep> steps = sandbox->journal_steps();
   const bool others = std::any_of(steps.begin(), steps.end(), [&step](const StorageStep& other) {
     return other.serial == step.serial && other.container_id != step.container_id;
@@ -212,9 +198,9 @@ Co<absl::Status> ReleaseBlockVolume(SandboxStorage* sandbox, StorageStep step) {
       MAGNETAR_CO_RETURN_IF_ERROR(Annotate(sandbox->journal_remove(step), "journal"));
       step = disk;
     }
-    auto detach = Detach(sandbox, step.serial);
+    auto detach = DetachDisk(sandbox, step.serial, step.source);
     const absl::Status detached = co_await std::move(detach);
-    if (!detached.ok()) co_return Annotate(detached, absl::StrCat("detach ", step.source));
+    MAGNETAR_CO_RETURN_IF_ERROR(detached);
   }
   co_return Annotate(sandbox->journal_remove(step), "journal");
 }

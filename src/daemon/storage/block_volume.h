@@ -17,6 +17,9 @@ namespace magnetar::daemon {
 // all containers of a sandbox: the first one attaches it, each has a step of its own for its use,
 // and the last one detaches it.
 
+// Takes any disk away from the VM, if it is there; `source` is for the error.
+Co<absl::Status> DetachDisk(SandboxStorage* sandbox, std::string serial, std::string source);
+
 // How the guest finds it: at most 20 bytes, and the same for every container of a sandbox.
 std::string BlockVolumeSerial(dev_t number, bool read_only);
 

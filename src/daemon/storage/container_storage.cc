@@ -215,13 +215,9 @@ Co<absl::Status> UndoStep(SandboxStorage* sandbox, SharedPlace place, StorageSte
       break;
     }
     case StorageStep::Kind::kDisk: {
-      if (sandbox->vm == nullptr) break;
-      auto remove = sandbox->vm->RemoveDisk(step.serial);
-      const absl::Status removed = co_await std::move(remove);
-      // NOT_FOUND: it was never attached. A VMM that cannot be reached may still hold it.
-      if (!removed.ok() && !absl::IsNotFound(removed)) {
-        co_return Annotate(removed, absl::StrCat("detach ", step.source));
-      }
+      auto detach = DetachDisk(sandbox, step.serial, step.source);
+      const absl::Status detached = co_await std::move(detach);
+      MAGNETAR_CO_RETURN_IF_ERROR(detached);
       break;
     }
     case StorageStep::Kind::kVolumeDisk:

@@ -11,9 +11,9 @@
 #include "absl/status/statusor.h"
 #include "containerd/types.pb.h"
 #include "magnetar/agent.pb.h"
+#include "magnetar/async_mutex.h"
 #include "magnetar/child_process.h"
 #include "magnetar/co.h"
-#include "magnetar/event.h"
 #include "src/daemon/storage/requested_device.h"
 #include "vmm/vmm.h"
 
@@ -51,8 +51,8 @@ struct SandboxStorage {
   // What the journal holds, in the order of adding: the one truth about what there is to undo. A
   // step whose journal_add failed may be in it; undoing what was never done does no harm.
   std::function<std::vector<StorageStep>()> journal_steps;
-  // Storage's own: there while disks that containers share are attached or detached.
-  std::shared_ptr<Event> volume_turn{};
+  // Storage's own: held while disks that containers share are attached or detached.
+  std::shared_ptr<AsyncMutex> volumes{};
 };
 
 struct ContainerRequest {
