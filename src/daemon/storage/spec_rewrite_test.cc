@@ -2,12 +2,11 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/sysmacros.h>
 
 #include <functional>
 
-#include "magnetar/spec_json.h"
 #include "src/daemon/storage/spec_mounts.h"
+#include "src/daemon/storage/testing/spec.h"
 
 namespace magnetar::daemon {
 namespace {
@@ -17,71 +16,6 @@ using ReadOnly = TreeOptions::ReadOnly;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-
-constexpr char kSandbox[] = "5a4d";
-constexpr char kSandboxFiles[] = "/run/containerd/io.containerd.grpc.v1.cri/sandboxes/5a4d/";
-
-SpecRequest Request() {
-  SpecRequest request;
-  request.sandbox_id = kSandbox;
-  request.container_id = "c1";
-  request.guest_rootfs = "/run/magnetar/shared/c1/rootfs";
-  request.guest_mounts = "/run/magnetar/shared/c1";
-  request.guest_hostname = "/run/magnetar/pod/hostname";
-  request.guest_hosts = "/run/magnetar/pod/hosts";
-  request.guest_resolv_conf = "/run/magnetar/pod/resolv.conf";
-  request.guest_shm = "/run/magnetar/pod/shm";
-  return request;
-}
-
-// The skeleton of what containerd's CRI writes.
-Json Spec() {
-  return Json::parse(R"({
-    "ociVersion": "1.2.0",
-    "process": {"args": ["sh"], "cwd": "/", "user": {"uid": 0, "gid": 0}, "oomScoreAdj": 999},
-    "root": {"path": "rootfs"},
-    "mounts": [],
-    "linux": {
-      "cgroupsPath": "/kubepods/pod1/c1",
-      "namespaces": [
-        {"type": "pid"}, {"type": "ipc", "path": "/proc/77/ns/ipc"},
-        {"type": "uts", "path": "/proc/77/ns/uts"}, {"type": "mount"},
-        {"type": "network", "path": "/proc/77/ns/net"}, {"type": "cgroup"}
-      ],
-      "resources": {},
-      "maskedPaths": ["/proc/acpi"]
-    }
-  })");
-}
-
-Json Bind(const std::string& source, const std::string& destination,
-          std::vector<std::string> options = {"rbind", "rprivate", "rw"}) {
-  return {{"source", source}, {"destination", destination}, {"type", "bind"}, {"options", options}};
-}
-
-struct Outcome {
-  absl::Status status;
-  RewrittenSpec result;
-  Json spec;
-
-  // The mount at a destination, or null.
-  Json MountAt(const std::string& destination) const {
-    for (const Json& mount : spec["mounts"]) {
-      if (mount["destination"] == destination) return mount;
-    }
-    return Json();
-  }
-};
-
-Outcome Rewrite(const Json& spec, const SpecRequest& request = Request()) {
-  Outcome outcome;
-  absl::StatusOr<RewrittenSpec> result = RewriteSpec(spec.dump(), request);
-  outcome.status = result.status();
-  if (!result.ok()) return outcome;
-  outcome.result = *std::move(result);
-  outcome.spec = Json::parse(outcome.result.json);
-  return outcome;
-}
 
 TEST(SpecRewriteTest, WhatIsRewrittenAndWhatStays) {
   Json spec = Spec();
@@ -355,101 +289,6 @@ TEST(SpecRewriteTest, LabelsOfTheHostAreDropped) {
   EXPECT_FALSE(out.spec.contains("windows"));
   EXPECT_THAT(out.result.dropped, ElementsAre("linux.mountLabel", "linux.intelRdt",
                                               "process.apparmorProfile", "process.selinuxLabel"));
-}
-
-TEST(SpecRewriteTest, StandardDevicesAreKept) {
-  Json spec = Spec();
-  spec["linux"]["devices"] = Json::parse(R"([
-    {"path": "/dev/null", "type": "c", "major": 1, "minor": 3, "fileMode": 438},
-    {"path": "/dev/other-name", "type": "c", "major": 1, "minor": 9},
-    {"path": "/dev/ptmx", "type": "c", "major": 5, "minor": 2},
-    {"path": "/dev/initctl", "type": "p"}])");
-  const Outcome out = Rewrite(spec);
-  ASSERT_TRUE(out.status.ok()) << out.status;
-  EXPECT_EQ(out.spec["linux"]["devices"], spec["linux"]["devices"]);
-}
-
-TEST(SpecRewriteTest, BlockDevicesThatWereAskedFor) {
-  Json spec = Spec();
-  spec["linux"]["devices"] = Json::parse(R"([
-    {"path": "/dev/null", "type": "c", "major": 1, "minor": 3},
-    {"path": "/dev/xvda", "type": "b", "major": 7, "minor": 3, "fileMode": 432, "gid": 6}])");
-  spec["linux"]["resources"]["devices"] = Json::parse(R"([
-    {"allow": false, "access": "rwm"},
-    {"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm"},
-    {"allow": true, "type": "b", "access": "m"},
-    {"allow": true, "type": "b", "major": -1, "minor": -1, "access": "m"},
-    {"allow": true, "type": "b", "major": 7, "minor": 3, "access": "rw"}])");
-  SpecRequest request = Request();
-  request.devices = {{"/dev/sdz", "/dev/other", "rwm"}, {"/dev/loop3", "/dev//xvda", "rw"}};
-  Outcome out = Rewrite(spec, request);
-  ASSERT_TRUE(out.status.ok()) << out.status;
-  ASSERT_EQ(out.result.devices.size(), 1u);
-  const BlockDevice& device = out.result.devices[0];
-  EXPECT_EQ(device.index, 1u);
-  EXPECT_EQ(device.name, "linux.devices[1] /dev/xvda");
-  EXPECT_EQ(device.host_path, "/dev/loop3");
-  EXPECT_EQ(device.number, ::makedev(7, 3));
-  EXPECT_EQ(device.access, "rw");
-  EXPECT_FALSE(device.read_only());
-  EXPECT_EQ(out.spec["linux"]["devices"][1], Json::parse(R"({"path": "/dev/xvda", "type": "b",
-      "major": 0, "minor": 0, "fileMode": 432, "gid": 6})"));
-  Json rules = spec["linux"]["resources"]["devices"];
-  rules.erase(4);
-  EXPECT_EQ(out.spec["linux"]["resources"]["devices"], rules);
-  EXPECT_THAT(out.result.dropped, IsEmpty());
-
-  for (const char* access : {"", "x", "rwx", "RW"}) {
-    request.devices[1].permissions = access;
-    out = Rewrite(spec, request);
-    EXPECT_TRUE(absl::IsInvalidArgument(out.status)) << out.status;
-    EXPECT_THAT(std::string(out.status.message()),
-                HasSubstr("linux.devices[1] /dev/xvda: permissions"));
-  }
-  request.devices[1].permissions = "rm";
-  EXPECT_TRUE(Rewrite(spec, request).result.devices[0].read_only());
-}
-
-TEST(SpecRewriteTest, HugePages) {
-  Json spec = Spec();
-  SpecRequest request = Request();
-  request.huge_page_limits = {{"1GB", 1 << 30}};
-  spec["linux"]["resources"]["hugepageLimits"] = Json::parse(R"([
-    {"pageSize": "2MB", "limit": 8388608}, {"pageSize": "1GB", "limit": 0},
-    {"pageSize": "64KB", "limit": 9223372036854771712}])");
-  Outcome out = Rewrite(spec, request);
-  ASSERT_TRUE(out.status.ok()) << out.status;
-  ASSERT_EQ(out.result.huge_pages.size(), 1u) << "none of 0, and none without a limit";
-  EXPECT_EQ(out.result.huge_pages[0].page_size, 2u << 20);
-  EXPECT_EQ(out.result.huge_pages[0].bytes, 8u << 20);
-  EXPECT_EQ(out.result.huge_pages[0].field, "linux.resources.hugepageLimits[0] 2MB");
-
-  // containerd leaves them out where the host's kernel has no controller for them.
-  spec["linux"]["resources"].erase("hugepageLimits");
-  out = Rewrite(spec, request);
-  ASSERT_TRUE(out.status.ok()) << out.status;
-  ASSERT_EQ(out.result.huge_pages.size(), 1u);
-  EXPECT_EQ(out.result.huge_pages[0].page_size, 1u << 30);
-  EXPECT_EQ(out.spec["linux"]["resources"]["hugepageLimits"],
-            Json::parse(R"([{"pageSize": "1GB", "limit": 1073741824}])"));
-
-  for (const char* size : {"", "MB", "2", "2mb", "0MB", "-2MB", "2xMB", "99999999999GB"}) {
-    request.huge_page_limits = {{size, 1}};
-    out = Rewrite(spec, request);
-    EXPECT_TRUE(absl::IsInvalidArgument(out.status)) << size << out.status;
-    EXPECT_THAT(std::string(out.status.message()),
-                HasSubstr("linux.resources.hugepageLimits[0]: \""));
-  }
-}
-
-TEST(SpecRewriteTest, RulesForTheHostsBlockDevicesGo) {
-  Json spec = Spec();
-  spec["linux"]["resources"]["devices"] =
-      Json::parse(R"([{"allow": true, "type": "b", "major": 8, "access": "rwm"}])");
-  const Outcome out = Rewrite(spec);
-  ASSERT_TRUE(out.status.ok()) << out.status;
-  EXPECT_EQ(out.spec["linux"]["resources"]["devices"], Json::array());
-  EXPECT_THAT(out.result.dropped, ElementsAre("linux.resources.devices: rules for block devices"));
 }
 
 TEST(SpecRewriteTest, EmptyHooksGoSilently) {
