@@ -222,4 +222,12 @@ def test_a_caller_that_goes_away(pod, container):
         task.call("Exec", id=container.id, exec_id="left", spec=task.spec("Process", PROCESS))
         task.send("Wait", task.request("Wait", id=container.id, exec_id="left").SerializeToString())
     with TaskApi(pod) as task:
-        wait_until(lambda: task.error("State", id=container.id, exec_id="left").code == "NOT_FOUND", 30, "the exec stays")
+
+        def gone():
+            try:
+                task.call("State", id=container.id, exec_id="left")
+            except TaskError as error:
+                return error.code == "NOT_FOUND"
+            return False
+
+        wait_until(gone, 30, "the exec stays")
