@@ -33,7 +33,10 @@ absl::Status WriteSysctl(const std::string& proc_sys, const std::string& name,
   }
   std::string path = proc_sys;
   for (const absl::string_view part : parts) absl::StrAppend(&path, "/", part);
-  return WriteExisting(path, value);
+  absl::Status written = WriteExisting(path, value);
+  // "not found" would be said of the pod.
+  if (absl::IsNotFound(written)) written = absl::InvalidArgumentError(written.message());
+  return Annotate(written, name);
 }
 
 absl::StatusOr<uint64_t> MemoryTotal(const std::string& meminfo) {

@@ -134,6 +134,29 @@ const PodFile* FindPodFile(const Mount& mount, const SpecRequest& request) {
   return nullptr;
 }
 
+// What a spec has at /dev/shm when nothing was asked for. containerd's CRI replaces it by a bind of
+// the pod's, but only for the sandboxes of its own sandboxer: for others it leaves this
+// (containerd v2.1.9, internal/cri/server/container_create.go).
+bool IsDefaultShm(const Mount& mount) {
+  const auto has = [&mount](absl::string_view option) {
+    return std::find(mount.options.begin(), mount.options.end(), option) != mount.options.end();
+  };
+  return mount.type == "tmpfs" && mount.source == "shm" &&
+         CleanPath(mount.destination) == "/dev/shm" && has("size=65536k") && !has("ro");
+}
+
+// POSIX shared memory goes with the IPC namespace.
+bool SharesIpc(Json& spec) {
+  const absl::StatusOr<Json*> section = FindObject(spec, "", "linux");
+  if (!section.ok() || *section == nullptr) return false;
+  const absl::StatusOr<Json*> namespaces = FindArray(**section, "linux", "namespaces");
+  if (!namespaces.ok() || *namespaces == nullptr) return false;
+  return std::any_of((*namespaces)->begin(), (*namespaces)->end(), [](const Json& entry) {
+    return entry.is_object() && entry.contains("type") && entry["type"] == Json("ipc") &&
+           HasContent(entry, "path");
+  });
+}
+
 const char* GuestAccess(ReadOnly read_only) {
   switch (read_only) {
     case ReadOnly::kNo:
@@ -279,6 +302,7 @@ absl::Status RewriteMounts(Json& spec, const SpecRequest& request, RewrittenSpec
     *mounts = &spec["mounts"];
   }
 
+  const bool shares_shm = !request.guest_shm.empty() && SharesIpc(spec);
   std::vector<std::string> destinations;
   for (size_t i = 0; i < (*mounts)->size(); ++i) {
     Json& json = (**mounts)[i];
@@ -287,6 +311,8 @@ absl::Status RewriteMounts(Json& spec, const SpecRequest& request, RewrittenSpec
     destinations.push_back(CleanPath(mount->destination));
     if (IsBind(*mount)) {
       MAGNETAR_RETURN_IF_ERROR(RewriteBind(*mount, request, json, result));
+    } else if (shares_shm && IsDefaultShm(*mount)) {
+      json = BindJson(mount->destination, request.guest_shm, {"rbind", "rprivate", "rw"});
     } else if (!IsKernelType(mount->type)) {
       return Invalid(
           *mount, absl::StrCat("mount type \"", absl::CHexEscape(mount->type), "\" is not known"));

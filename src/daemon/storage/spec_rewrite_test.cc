@@ -122,6 +122,28 @@ TEST(SpecRewriteTest, KubeletsMounts) {
   EXPECT_EQ(out.MountAt("/etc/resolv.conf")["source"], "/run/magnetar/pod/resolv.conf");
 }
 
+// For another sandboxer than its own, containerd leaves the default.
+TEST(SpecRewriteTest, TheDefaultSharedMemoryIsThePods) {
+  const Json shm = {{"type", "tmpfs"},
+                    {"source", "shm"},
+                    {"destination", "/dev/shm"},
+                    {"options", {"nosuid", "noexec", "nodev", "mode=1777", "size=65536k"}}};
+  Json spec = Spec();
+  spec["mounts"].push_back(shm);
+  EXPECT_EQ(Rewrite(spec).MountAt("/dev/shm"),
+            Bind("/run/magnetar/pod/shm", "/dev/shm", {"rbind", "rprivate", "rw"}));
+
+  // What was asked for: a size, read-only, or an IPC namespace of its own.
+  Json sized = spec;
+  sized["mounts"].back()["options"][4] = "size=1g";
+  EXPECT_EQ(Rewrite(sized).MountAt("/dev/shm"), sized["mounts"].back());
+  Json read_only = spec;
+  read_only["mounts"].back()["options"].push_back("ro");
+  EXPECT_EQ(Rewrite(read_only).MountAt("/dev/shm"), read_only["mounts"].back());
+  for (Json& ns : spec["linux"]["namespaces"]) ns.erase("path");
+  EXPECT_EQ(Rewrite(spec).MountAt("/dev/shm"), shm);
+}
+
 TEST(SpecRewriteTest, PodFilesFollowTheRootFilesystemsAccess) {
   Json spec = Spec();
   EXPECT_EQ(Rewrite(spec).MountAt("/etc/hosts")["options"], Json({"rbind", "rprivate", "rw"}));
