@@ -1,13 +1,13 @@
 """Pods and containers that are given more, and less, while they run."""
 
 import json
-import re
 
 import grpc
 import pytest
 
 from harness import protos
 from harness.controller import Controller
+from harness.guest import cpus, memory_mib
 from stack.services import wait_until
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(400)]
@@ -16,15 +16,6 @@ MIB = 1 << 20
 # Larger than what the tests give a pod to begin with, smaller than what they give it then.
 MUCH_MIB = 600
 CRI_UPDATE = "/runtime.v1.RuntimeService/UpdatePodSandboxResources"
-
-
-def memory_mib(container):
-    """What the guest's kernel has."""
-    return int(re.search(r"MemTotal:\s+(\d+) kB", container.output("cat", "/proc/meminfo"))[1]) // 1024
-
-
-def cpus(container):
-    return int(container.output("nproc"))
 
 
 def record(pod):

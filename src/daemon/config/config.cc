@@ -139,6 +139,7 @@ Setter TextList(std::vector<std::string>* out) {
   return [out](const toml::node& node) {
     const toml::array* array = node.as_array();
     if (array == nullptr) return Wrong("must be a list of strings");
+    out->clear();
     for (const toml::node& element : *array) {
       const auto value = element.value_exact<std::string>();
       if (!value) return Wrong("must be a list of strings");
@@ -148,11 +149,36 @@ Setter TextList(std::vector<std::string>* out) {
   };
 }
 
+Setter SomeOf(std::vector<std::string>* out, std::initializer_list<std::string> choices) {
+  return [out, choices = std::set<std::string>(choices)](const toml::node& node) {
+    MAGNETAR_RETURN_IF_ERROR(TextList(out)(node));
+    for (const std::string& value : *out) {
+      if (choices.count(value) == 0) {
+        return Wrong(absl::StrCat("may hold ", absl::StrJoin(choices, ", "), " only"));
+      }
+    }
+    return absl::OkStatus();
+  };
+}
+
+using KeysOfTable = std::map<std::string, Setter>;
+
+constexpr int64_t kMebibytes = 1 << 24;
+constexpr char kHandlers[] = "handlers";
+
+KeysOfTable SizingKeys(Config::Sizing& s) {
+  return {{"vcpus", Integer(&s.vcpus, 1, 255)},
+          {"memory_mib", Integer(&s.memory_mib, 128, kMebibytes)},
+          {"overhead_mib", Integer(&s.overhead_mib, 0, kMebibytes)},
+          {"max_vcpus", Integer(&s.max_vcpus, 1, 255)},
+          {"max_memory_mib", Integer(&s.max_memory_mib, 0, kMebibytes)},
+          {"annotations", SomeOf(&s.annotations, {"vcpus", "memory_mib"})}};
+}
+
 // The keys of the configuration, as data.
-std::map<std::string, std::map<std::string, Setter>> Keys(Config& config) {
+std::map<std::string, KeysOfTable> Keys(Config& config) {
   auto& c = config;
-  constexpr int64_t kMebibytes = 1 << 24;
-  return {
+  std::map<std::string, KeysOfTable> keys = {
       {"",
        {{"listen", ShortPath(&c.listen, 100)},
         {"run_dir", AddressPath(&c.run_dir, 24)},
@@ -173,11 +199,6 @@ std::map<std::string, std::map<std::string, Setter>> Keys(Config& config) {
        {{"vmm", OneOf(&c.vm.vmm, {"auto", "qemu"})},
         {"accel", OneOf(&c.vm.accel, {"auto", "kvm", "tcg"})},
         {"transport", OneOf(&c.vm.transport, {"auto", "vsock", "mux"})},
-        {"vcpus", Integer(&c.vm.vcpus, 1, 255)},
-        {"memory_mib", Integer(&c.vm.memory_mib, 128, kMebibytes)},
-        {"overhead_mib", Integer(&c.vm.overhead_mib, 0, kMebibytes)},
-        {"max_vcpus", Integer(&c.vm.max_vcpus, 1, 255)},
-        {"max_memory_mib", Integer(&c.vm.max_memory_mib, 0, kMebibytes)},
         {"qemu_path", Path(&c.vm.qemu_path)},
         {"virtiofsd_path", Path(&c.vm.virtiofsd_path)},
         {"supervisor_path", Path(&c.vm.supervisor_path)},
@@ -189,6 +210,8 @@ std::map<std::string, std::map<std::string, Setter>> Keys(Config& config) {
       {"metrics", {{"address", ListenAddress(&c.metrics.address)}}},
       {"debug", {{"failpoints", TextList(&c.debug.failpoints)}}},
   };
+  keys.at("vm").merge(SizingKeys(c.vm.size));
+  return keys;
 }
 
 absl::Status At(const std::string& file, const toml::source_region& where, absl::string_view key,
@@ -198,12 +221,12 @@ absl::Status At(const std::string& file, const toml::source_region& where, absl:
 }
 
 absl::Status ReadTable(const toml::table& table, const std::string& prefix,
-                       const std::map<std::string, std::map<std::string, Setter>>& keys,
-                       const std::string& file) {
+                       const std::map<std::string, KeysOfTable>& keys, const std::string& file) {
   const auto& known = keys.at(prefix);
   for (const auto& [key, node] : table) {
     const std::string name(key.str());
     const std::string full = prefix.empty() ? name : absl::StrCat(prefix, ".", name);
+    if (prefix.empty() && name == kHandlers) continue;
     if (prefix.empty() && keys.count(name) != 0) {
       if (!node.is_table()) return At(file, node.source(), full, "must be a table");
       MAGNETAR_RETURN_IF_ERROR(ReadTable(*node.as_table(), name, keys, file));
@@ -218,7 +241,28 @@ absl::Status ReadTable(const toml::table& table, const std::string& prefix,
   return absl::OkStatus();
 }
 
+// Tables of any name, for which `config.vm` holds where they say nothing.
+absl::Status ReadHandlers(const toml::table& root, Config& config, const std::string& file) {
+  const toml::node* node = root.get(kHandlers);
+  if (node == nullptr) return absl::OkStatus();
+  if (!node->is_table()) return At(file, node->source(), kHandlers, "must be a table");
+  for (const auto& [key, handler] : *node->as_table()) {
+    const std::string name(key.str());
+    const std::string full = absl::StrCat(kHandlers, ".", name);
+    if (!handler.is_table()) return At(file, handler.source(), full, "must be a table");
+    Config::Sizing& sizing = config.handlers[name] = config.vm.size;
+    MAGNETAR_RETURN_IF_ERROR(
+        ReadTable(*handler.as_table(), full, {{full, SizingKeys(sizing)}}, file));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
+
+const Config::Sizing& Config::SizingOf(const std::string& handler) const {
+  const auto it = handlers.find(handler);
+  return it == handlers.end() ? vm.size : it->second;
+}
 
 absl::StatusOr<Config> ParseConfig(std::string_view toml, const std::string& file) {
   const toml::parse_result parsed = toml::parse(toml, std::string_view(file));
@@ -229,6 +273,7 @@ absl::StatusOr<Config> ParseConfig(std::string_view toml, const std::string& fil
   }
   Config config;
   MAGNETAR_RETURN_IF_ERROR(ReadTable(parsed.table(), "", Keys(config), file));
+  MAGNETAR_RETURN_IF_ERROR(ReadHandlers(parsed.table(), config, file));
   return config;
 }
 

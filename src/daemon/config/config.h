@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -42,10 +43,9 @@ struct Config {
     bool operator==(const Guest&) const = default;
   } guest;
 
-  struct Vm {
-    std::string vmm = "auto";        // auto, qemu
-    std::string accel = "auto";      // auto, kvm, tcg
-    std::string transport = "auto";  // auto, vsock, mux
+  // How large VMs are.
+  struct Sizing {
+    // Of a pod without limits.
     uint32_t vcpus = 1;
     uint64_t memory_mib = 512;
     // Added to a pod's memory limit: what the guest itself needs.
@@ -53,6 +53,17 @@ struct Config {
     // What a running pod may be resized to; 0 MiB: the host's memory.
     uint32_t max_vcpus = 8;
     uint64_t max_memory_mib = 0;
+    // What a pod may ask for by annotations: of "vcpus" and "memory_mib".
+    std::vector<std::string> annotations;
+
+    bool operator==(const Sizing&) const = default;
+  };
+
+  struct Vm {
+    std::string vmm = "auto";        // auto, qemu
+    std::string accel = "auto";      // auto, kvm, tcg
+    std::string transport = "auto";  // auto, vsock, mux
+    Sizing size;
     std::string qemu_path = "/usr/bin/qemu-system-x86_64";
     std::string virtiofsd_path = "/usr/lib/qemu/virtiofsd";
     std::string supervisor_path = "/usr/libexec/magnetar/vmm-supervisor";
@@ -66,6 +77,12 @@ struct Config {
 
     bool operator==(const Vm&) const = default;
   } vm;
+
+  // By the name of containerd's runtime handler; `vm.size` holds for all others.
+  std::map<std::string, Sizing> handlers;
+
+  // For the pods of a handler. Lives as long as the configuration.
+  const Sizing& SizingOf(const std::string& handler) const;
 
   struct Metrics {
     // "host:port" or "unix:/path"; empty: none are offered.

@@ -43,7 +43,7 @@ failpoints = ["a", "b=error"]
                             "c.toml");
   ASSERT_TRUE(config.ok()) << config.status();
   EXPECT_EQ(config->log_level, "debug");
-  EXPECT_EQ(config->vm.vcpus, 3u);
+  EXPECT_EQ(config->vm.size.vcpus, 3u);
   EXPECT_EQ(config->vm.start_timeout, std::chrono::seconds(7));
   EXPECT_EQ(config->guest.heartbeat, std::chrono::seconds(0));
   EXPECT_EQ(config->guest.unkillable_after, std::chrono::seconds(7));
@@ -64,6 +64,36 @@ TEST(ConfigTest, ErrorsNameFileLineAndKey) {
   EXPECT_EQ(Error("[debug]\nfailpoints = [1]\n"),
             "c.toml:2: debug.failpoints: must be a list of strings");
   EXPECT_THAT(Error("a = \n"), HasSubstr("c.toml:1: "));
+}
+
+TEST(ConfigTest, AHandlerHasSizesOfItsOwn) {
+  auto config = ParseConfig(R"(
+[handlers.large]
+memory_mib = 4096
+annotations = ["vcpus"]
+[handlers."with.dots"]
+[vm]
+vcpus = 3
+annotations = ["memory_mib", "vcpus"]
+)",
+                            "c.toml");
+  ASSERT_TRUE(config.ok()) << config.status();
+  const Config::Sizing& large = config->SizingOf("large");
+  EXPECT_EQ(large.memory_mib, 4096u);
+  // What it does not say is as for all others, wherever in the file that stands.
+  EXPECT_EQ(large.vcpus, 3u);
+  EXPECT_THAT(large.annotations, testing::ElementsAre("vcpus"));
+  EXPECT_EQ(config->SizingOf("with.dots"), config->vm.size);
+  EXPECT_EQ(config->SizingOf("another"), config->vm.size);
+  EXPECT_EQ(config->SizingOf(""), config->vm.size);
+
+  EXPECT_EQ(Error("handlers = 1\n"), "c.toml:1: handlers: must be a table");
+  EXPECT_EQ(Error("[handlers]\nx = 1\n"), "c.toml:2: handlers.x: must be a table");
+  EXPECT_EQ(Error("[handlers.x]\nvmm = \"qemu\"\n"), "c.toml:2: handlers.x.vmm: unknown key");
+  EXPECT_EQ(Error("[handlers.x]\nvcpus = 0\n"),
+            "c.toml:2: handlers.x.vcpus: must be between 1 and 255");
+  EXPECT_EQ(Error("[vm]\nannotations = [\"kernel\"]\n"),
+            "c.toml:2: vm.annotations: may hold memory_mib, vcpus only");
 }
 
 TEST(ConfigTest, AbsentFileIsNotFound) {
@@ -131,6 +161,7 @@ TEST(ConfigTest, ShippedFileNamesEveryKeyWithItsDefault) {
                           "vcpus",
                           "memory_mib",
                           "overhead_mib",
+                          "annotations",
                           "qemu_path",
                           "virtiofsd_path",
                           "supervisor_path",
@@ -164,7 +195,8 @@ TEST(ConfigTest, TheReferenceHasEveryKeyWithItsDefault) {
   ASSERT_TRUE(code.ok() && shipped.ok() && reference.ok());
   // {"section", {{"key", Kind(...)}, ...
   const std::regex entry(R"re(\{"(\w*)",\s*(\{|[A-Z]\w+\())re");
-  std::string section;
+  // Those of Sizing come first.
+  std::string section = "vm";
   int keys = 0;
   for (std::sregex_iterator it(code->begin(), code->end(), entry), end; it != end; ++it) {
     if ((*it)[2] == "{") {

@@ -11,6 +11,7 @@
 #include "magnetar/status.h"
 #include "src/daemon/sandbox/clock.h"
 #include "src/daemon/sandbox/pod_request.h"
+#include "src/daemon/sandbox/size_annotations.h"
 #include "src/daemon/sandbox/status_info.h"
 
 namespace magnetar::daemon {
@@ -146,6 +147,9 @@ ServerUnaryReactor* ControllerService::Create(CallbackServerContext* context,
                                               api::ControllerCreateResponse* response) {
   absl::StatusOr<PodRequest> pod = ParseCreate(*request, env_->config.run_dir);
   if (!pod.ok()) return FinishNow(context, pod.status());
+  const absl::Status size =
+      AskedSize(pod->config, env_->config.SizingOf(pod->runtime_handler), HostMemory()).status();
+  if (!size.ok()) return FinishNow(context, size);
   response->set_sandbox_id(pod->id);
   ServerUnaryReactor* reactor = context->DefaultReactor();
   FinishAfter(env_->io->get_executor(), reactor,

@@ -19,6 +19,7 @@
 #include "src/daemon/sandbox/guest_cid.h"
 #include "src/daemon/sandbox/machine.h"
 #include "src/daemon/sandbox/pod_request.h"
+#include "src/daemon/sandbox/size_annotations.h"
 #include "src/daemon/sandbox/sizes.h"
 
 namespace magnetar::daemon {
@@ -35,11 +36,6 @@ absl::Status MakeVmmDirectory(const std::string& path, uint32_t uid) {
     return ErrnoStatus(errno, absl::StrCat("chown ", path));
   }
   return absl::OkStatus();
-}
-
-uint64_t HostMemory() {
-  return static_cast<uint64_t>(::sysconf(_SC_PHYS_PAGES)) *
-         static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
 }
 
 // As containerd's own sandboxer: without a DNS configuration, the host's.
@@ -88,11 +84,14 @@ Co<absl::Status> Machine::Start(runtime::v1::PodSandboxConfig pod) {
 Co<absl::Status> Machine::MakeHost(const runtime::v1::PodSandboxConfig& pod) {
   const PhaseTimer timer(env_->metrics, StartPhase::kHost);
   const Record now = record_->Get();
+  const Config::Sizing& sizing = env_->config.SizingOf(now.runtime_handler);
+  const absl::StatusOr<MachineSize> asked = AskedSize(pod, sizing, HostMemory());
+  if (!asked.ok()) co_return asked.status();
   absl::StatusOr<uint32_t> uid = env_->uids->Take();
   if (!uid.ok()) co_return uid.status();
-  const MachineSize size = SizeOf(pod.linux().resources(), env_->config);
+  const MachineSize size = LargerOf(SizeOf(pod.linux().resources(), sizing), *asked);
   const vmm::Capabilities& can = env_->driver->capabilities();
-  const MachineSize largest = LargestSize(size, env_->config, HostMemory());
+  const MachineSize largest = LargestSize(size, sizing, HostMemory());
   absl::Status status = record_->Update([&](Record& record) {
     record.steps.push_back(Step::kDirectory);
     record.uid = *uid;
@@ -113,7 +112,7 @@ Co<absl::Status> Machine::MakeHost(const runtime::v1::PodSandboxConfig& pod) {
 
   MAGNETAR_CO_RETURN_IF_ERROR(record_->AddStep(Step::kCgroup));
   const SandboxLimits limits =
-      LimitsOf(pod.linux().resources(), pod.linux().overhead(), size.memory_bytes, env_->config);
+      LimitsOf(pod.linux().resources(), pod.linux().overhead(), size.memory_bytes, sizing);
   auto cgroup = RunBlocking(*env_->blocking, [env = env_, now, limits] {
     return env->cgroups->Create(now.cgroup_parent, now.id, limits);
   });

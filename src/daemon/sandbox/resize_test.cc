@@ -2,12 +2,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "src/daemon/sandbox/sizes.h"
 #include "src/daemon/sandbox/testing/fake_world.h"
 
 namespace magnetar::daemon {
 namespace {
-
-constexpr uint64_t kMebibyte = 1 << 20;
 
 class ResizeTest : public testing::Test {
  protected:
@@ -34,7 +33,7 @@ class ResizeTest : public testing::Test {
 TEST_F(ResizeTest, GrowsAndShrinks) {
   auto sandbox = Started();
   const uint64_t boot = sandbox->record().memory_bytes;
-  const uint64_t overhead = world_.env().config.vm.overhead_mib;
+  const uint64_t overhead = world_.env().config.vm.size.overhead_mib;
   UpdatedResources more = Memory(1000);
   more.resources.set_cpu_quota(300000);
   more.resources.set_cpu_period(100000);

@@ -13,9 +13,6 @@ namespace {
 using nlohmann::json;
 using runtime::v1::LinuxContainerResources;
 
-constexpr uint64_t kMebibyte = 1 << 20;
-// Less does not boot.
-constexpr uint64_t kLeastBytes = 128 * kMebibyte;
 // Machines come in steps of this.
 constexpr uint64_t kMachineStep = 2 * kMebibyte;
 // Memory that can be added is one piece of the guest's address space; Linux manages it in blocks.
@@ -73,8 +70,8 @@ bool CanResize(const Record& record) { return HasFeature(record, "resize"); }
 
 // Before what the VM can have is looked at.
 MachineSize Desired(const LinuxContainerResources& pod, const Record& record,
-                    const Config& config) {
-  MachineSize size = SizeOf(pod, config);
+                    const Config::Sizing& sizing) {
+  MachineSize size = SizeOf(pod, sizing);
   uint64_t memory = 0;
   uint64_t millicpus = 0;
   for (const ContainerLimits& limits : record.container_limits) {
@@ -82,8 +79,8 @@ MachineSize Desired(const LinuxContainerResources& pod, const Record& record,
     millicpus += std::min(limits.millicpus, kMostMillicpus);
   }
   if (memory > 0) {
-    size.memory_bytes = std::max(
-        size.memory_bytes, RoundUp(memory + config.vm.overhead_mib * kMebibyte, kMachineStep));
+    size.memory_bytes = std::max(size.memory_bytes,
+                                 RoundUp(memory + sizing.overhead_mib * kMebibyte, kMachineStep));
   }
   if (millicpus > 0) size.vcpus = std::max(size.vcpus, Vcpus(millicpus));
   return size;
@@ -108,26 +105,31 @@ int64_t Number(const json& value) {
 
 }  // namespace
 
-MachineSize SizeOf(const LinuxContainerResources& pod, const Config& config) {
+MachineSize SizeOf(const LinuxContainerResources& pod, const Config::Sizing& sizing) {
   MachineSize size;
-  size.vcpus = config.vm.vcpus;
+  size.vcpus = sizing.vcpus;
   const uint64_t millicpus = Millicpus(pod.cpu_quota(), pod.cpu_period());
   if (millicpus > 0) size.vcpus = Vcpus(millicpus);
-  uint64_t memory = config.vm.memory_mib * kMebibyte;
+  uint64_t memory = sizing.memory_mib * kMebibyte;
   if (pod.memory_limit_in_bytes() > 0) {
-    memory =
-        static_cast<uint64_t>(pod.memory_limit_in_bytes()) + config.vm.overhead_mib * kMebibyte;
-    memory = std::max(memory, kLeastBytes);
+    memory = static_cast<uint64_t>(pod.memory_limit_in_bytes()) + sizing.overhead_mib * kMebibyte;
+    memory = std::max(memory, kLeastMemoryMib * kMebibyte);
   }
   size.memory_bytes = RoundUp(memory, kMachineStep);
   return size;
 }
 
-MachineSize LargestSize(const MachineSize& boot, const Config& config, uint64_t host_memory_bytes) {
+MachineSize LargerOf(const MachineSize& a, const MachineSize& b) {
+  return {.vcpus = std::max(a.vcpus, b.vcpus),
+          .memory_bytes = std::max(a.memory_bytes, b.memory_bytes)};
+}
+
+MachineSize LargestSize(const MachineSize& boot, const Config::Sizing& sizing,
+                        uint64_t host_memory_bytes) {
   MachineSize largest = boot;
-  largest.vcpus = std::max(boot.vcpus, config.vm.max_vcpus);
+  largest.vcpus = std::max(boot.vcpus, sizing.max_vcpus);
   const uint64_t most =
-      config.vm.max_memory_mib != 0 ? config.vm.max_memory_mib * kMebibyte : host_memory_bytes;
+      sizing.max_memory_mib != 0 ? sizing.max_memory_mib * kMebibyte : host_memory_bytes;
   if (most > boot.memory_bytes) {
     largest.memory_bytes += (most - boot.memory_bytes) / kPlaceStep * kPlaceStep;
   }
@@ -148,7 +150,8 @@ ContainerLimits LimitsOfSpec(const std::string& container_id, const std::string&
 
 MachineSize WantedSize(const Record& record, const Config& config) {
   if (!CanResize(record)) return {.vcpus = record.vcpus, .memory_bytes = record.memory_bytes};
-  const MachineSize desired = Desired(PodResources(record), record, config);
+  const MachineSize desired =
+      Desired(PodResources(record), record, config.SizingOf(record.runtime_handler));
   MachineSize size{.vcpus = record.vcpus, .memory_bytes = BootMemory(record)};
   // Processors are never taken away: the quotas of both cgroups keep what is not to be used.
   size.vcpus = std::max(size.vcpus, std::min(desired.vcpus, record.max_vcpus));
@@ -162,7 +165,7 @@ MachineSize WantedSize(const Record& record, const Config& config) {
 
 absl::Status CheckFits(const Record& record, const LinuxContainerResources& pod,
                        const Config& config) {
-  const MachineSize size = SizeOf(pod, config);
+  const MachineSize size = SizeOf(pod, config.SizingOf(record.runtime_handler));
   const bool can = CanResize(record);
   const uint32_t most_vcpus = can ? std::max(record.max_vcpus, record.vcpus) : record.vcpus;
   if (size.vcpus > most_vcpus) {
@@ -182,17 +185,17 @@ absl::Status CheckFits(const Record& record, const LinuxContainerResources& pod,
 
 SandboxLimits LimitsOf(const LinuxContainerResources& resources,
                        const LinuxContainerResources& overhead, uint64_t vm_memory_bytes,
-                       const Config& config) {
+                       const Config::Sizing& sizing) {
   SandboxLimits limits;
   // Also of a pod without a limit: the guest's memory has its size, but what a guest can make its
   // file server hold, in the host's kernel too, has none.
-  limits.memory_bytes = vm_memory_bytes + config.vm.overhead_mib * kMebibyte + kVmmBytes;
+  limits.memory_bytes = vm_memory_bytes + sizing.overhead_mib * kMebibyte + kVmmBytes;
   limits.pids = kVmmThreads;
   if (resources.memory_limit_in_bytes() > 0) {
     // Around the guest's memory there is the VMM's own.
     const uint64_t extra = std::max<uint64_t>(
         static_cast<uint64_t>(std::max<int64_t>(overhead.memory_limit_in_bytes(), 0)),
-        config.vm.overhead_mib * kMebibyte);
+        sizing.overhead_mib * kMebibyte);
     limits.memory_bytes = std::max(static_cast<uint64_t>(resources.memory_limit_in_bytes()) + extra,
                                    vm_memory_bytes) +
                           kVmmBytes;
@@ -210,7 +213,7 @@ SandboxLimits LimitsOf(const Record& record, const Config& config) {
   return LimitsOf(PodResources(record), PodOverhead(record),
                   std::max({record.memory_bytes, record.wanted_memory_bytes,
                             record.resizing ? record.granted_memory_bytes : 0}),
-                  config);
+                  config.SizingOf(record.runtime_handler));
 }
 
 }  // namespace magnetar::daemon

@@ -13,6 +13,10 @@
 // No state, no I/O.
 namespace magnetar::daemon {
 
+inline constexpr uint64_t kMebibyte = 1 << 20;
+// A VM with less does not boot.
+inline constexpr uint64_t kLeastMemoryMib = 128;
+
 struct MachineSize {
   uint32_t vcpus = 1;
   uint64_t memory_bytes = 0;
@@ -21,11 +25,14 @@ struct MachineSize {
 // A pod's limits become the VM's size, `vm.overhead_mib` for the guest's own needs added; without
 // limits the configured default. What a RuntimeClass's overhead adds to the pod's cgroup beyond
 // that is left to the VMM and its helpers, which live in it.
-MachineSize SizeOf(const runtime::v1::LinuxContainerResources& pod, const Config& config);
+MachineSize SizeOf(const runtime::v1::LinuxContainerResources& pod, const Config::Sizing& sizing);
+
+MachineSize LargerOf(const MachineSize& a, const MachineSize& b);
 
 // How far a VM of this size may grow: `host_memory_bytes` bounds it where the configuration does
 // not.
-MachineSize LargestSize(const MachineSize& boot, const Config& config, uint64_t host_memory_bytes);
+MachineSize LargestSize(const MachineSize& boot, const Config::Sizing& sizing,
+                        uint64_t host_memory_bytes);
 
 // The limits in an OCI runtime spec as containerd has it; none where it holds nonsense, at which
 // the container will fail.
@@ -43,7 +50,7 @@ absl::Status CheckFits(const Record& record, const runtime::v1::LinuxContainerRe
 // whatever the pod's limit has become since it was made.
 SandboxLimits LimitsOf(const runtime::v1::LinuxContainerResources& resources,
                        const runtime::v1::LinuxContainerResources& overhead,
-                       uint64_t vm_memory_bytes, const Config& config);
+                       uint64_t vm_memory_bytes, const Config::Sizing& sizing);
 SandboxLimits LimitsOf(const Record& record, const Config& config);
 
 }  // namespace magnetar::daemon

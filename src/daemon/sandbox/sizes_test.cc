@@ -9,45 +9,59 @@ namespace {
 using runtime::v1::LinuxContainerResources;
 using testing::HasSubstr;
 
-constexpr uint64_t kMiB = 1 << 20;
-
 Record Booted(uint32_t vcpus, uint64_t memory_mib) {
   Record record;
   record.vcpus = vcpus;
-  record.memory_bytes = record.boot_memory_bytes = memory_mib * kMiB;
+  record.memory_bytes = record.boot_memory_bytes = memory_mib * kMebibyte;
   record.agent_features = {"resize"};
   record.max_vcpus = 8;
-  record.max_memory_bytes = 4096 * kMiB;
+  record.max_memory_bytes = 4096 * kMebibyte;
   return record;
 }
 
 TEST(SizesTest, SizeFollowsTheLimits) {
   Config config;
   LinuxContainerResources pod;
-  EXPECT_EQ(SizeOf(pod, config).vcpus, config.vm.vcpus);
-  EXPECT_EQ(SizeOf(pod, config).memory_bytes, config.vm.memory_mib << 20);
+  EXPECT_EQ(SizeOf(pod, config.vm.size).vcpus, config.vm.size.vcpus);
+  EXPECT_EQ(SizeOf(pod, config.vm.size).memory_bytes, config.vm.size.memory_mib << 20);
   pod.set_cpu_quota(250000);
   pod.set_cpu_period(100000);
   pod.set_memory_limit_in_bytes(300 << 20);
-  EXPECT_EQ(SizeOf(pod, config).vcpus, 3u);
-  EXPECT_EQ(SizeOf(pod, config).memory_bytes, (300u + config.vm.overhead_mib) << 20);
+  EXPECT_EQ(SizeOf(pod, config.vm.size).vcpus, 3u);
+  EXPECT_EQ(SizeOf(pod, config.vm.size).memory_bytes, (300u + config.vm.size.overhead_mib) << 20);
   pod.set_memory_limit_in_bytes(1);
-  EXPECT_GE(SizeOf(pod, config).memory_bytes, 128u << 20);
+  EXPECT_GE(SizeOf(pod, config.vm.size).memory_bytes, 128u << 20);
+}
+
+TEST(SizesTest, AHandlerHasSizesOfItsOwn) {
+  Config config;
+  Config::Sizing& large = config.handlers["large"];
+  large.vcpus = 4;
+  large.memory_mib = 2048;
+  large.overhead_mib = 512;
+  Record record = Booted(1, 512);
+  record.container_limits = {{.container_id = "a", .memory_bytes = 600 * kMebibyte}};
+  EXPECT_LT(WantedSize(record, config).memory_bytes, 1024 * kMebibyte);
+  const uint64_t before = LimitsOf(record, config).memory_bytes;
+  record.runtime_handler = "large";
+  EXPECT_GE(WantedSize(record, config).memory_bytes, 2048 * kMebibyte);
+  EXPECT_EQ(WantedSize(record, config).vcpus, 4u);
+  EXPECT_GT(LimitsOf(record, config).memory_bytes, before);
 }
 
 TEST(SizesTest, TheCgroupHasRoomForTheVm) {
   const Config config;
   LinuxContainerResources resources;
-  EXPECT_EQ(LimitsOf(resources, {}, 512u << 20, config).memory_bytes,
-            (512u + config.vm.overhead_mib + 256u) << 20);
-  EXPECT_GT(LimitsOf(resources, {}, 512u << 20, config).pids, 0u);
+  EXPECT_EQ(LimitsOf(resources, {}, 512u << 20, config.vm.size).memory_bytes,
+            (512u + config.vm.size.overhead_mib + 256u) << 20);
+  EXPECT_GT(LimitsOf(resources, {}, 512u << 20, config.vm.size).pids, 0u);
   resources.set_memory_limit_in_bytes(300 << 20);
-  EXPECT_EQ(LimitsOf(resources, {}, 364u << 20, config).memory_bytes,
-            (300u + config.vm.overhead_mib + 256u) << 20);
+  EXPECT_EQ(LimitsOf(resources, {}, 364u << 20, config.vm.size).memory_bytes,
+            (300u + config.vm.size.overhead_mib + 256u) << 20);
   resources.set_memory_limit_in_bytes(10 << 20);
-  EXPECT_EQ(LimitsOf(resources, {}, 364u << 20, config).memory_bytes, (364u + 256u) << 20);
+  EXPECT_EQ(LimitsOf(resources, {}, 364u << 20, config.vm.size).memory_bytes, (364u + 256u) << 20);
   Record growing = Booted(1, 512);
-  growing.wanted_memory_bytes = 1024 * kMiB;
+  growing.wanted_memory_bytes = 1024 * kMebibyte;
   EXPECT_GE(LimitsOf(growing, config).memory_bytes, (1024u + 256u) << 20);
 }
 
@@ -69,34 +83,36 @@ TEST(SizesTest, LimitsOfASpec) {
 TEST(SizesTest, GrowsWithItsContainers) {
   const Config config;
   Record record = Booted(1, 512);
-  EXPECT_EQ(WantedSize(record, config).memory_bytes, 512 * kMiB);
-  record.container_limits = {{"a", 300 * kMiB, 700}, {"b", 500 * kMiB, 700}};
-  EXPECT_EQ(WantedSize(record, config).memory_bytes, (800 + config.vm.overhead_mib) * kMiB);
+  EXPECT_EQ(WantedSize(record, config).memory_bytes, 512 * kMebibyte);
+  record.container_limits = {{"a", 300 * kMebibyte, 700}, {"b", 500 * kMebibyte, 700}};
+  EXPECT_EQ(WantedSize(record, config).memory_bytes,
+            (800 + config.vm.size.overhead_mib) * kMebibyte);
   EXPECT_EQ(WantedSize(record, config).vcpus, 2u);
   record.vcpus = 2;
   record.container_limits.clear();
-  EXPECT_EQ(WantedSize(record, config).memory_bytes, 512 * kMiB);
+  EXPECT_EQ(WantedSize(record, config).memory_bytes, 512 * kMebibyte);
   EXPECT_EQ(WantedSize(record, config).vcpus, 2u);
   // No more than it can have, whatever is asked for.
   record.container_limits = {{"a", UINT64_MAX, UINT64_MAX}, {"b", UINT64_MAX, UINT64_MAX}};
-  EXPECT_EQ(WantedSize(record, config).memory_bytes, 4096 * kMiB);
+  EXPECT_EQ(WantedSize(record, config).memory_bytes, 4096 * kMebibyte);
   EXPECT_EQ(WantedSize(record, config).vcpus, 8u);
 }
 
 TEST(SizesTest, GrowsInStepsThatAGuestCanTake) {
   const Config config;
   Record record = Booted(1, 130);
-  record.container_limits = {{"a", 100 * kMiB, 0}};
-  EXPECT_EQ((WantedSize(record, config).memory_bytes - 130 * kMiB) % vmm::kMemoryStep, 0u);
-  EXPECT_GE(WantedSize(record, config).memory_bytes, (100 + config.vm.overhead_mib) * kMiB);
+  record.container_limits = {{"a", 100 * kMebibyte, 0}};
+  EXPECT_EQ((WantedSize(record, config).memory_bytes - 130 * kMebibyte) % vmm::kMemoryStep, 0u);
+  EXPECT_GE(WantedSize(record, config).memory_bytes,
+            (100 + config.vm.size.overhead_mib) * kMebibyte);
 }
 
 TEST(SizesTest, AGuestThatDoesNotKnowHowStays) {
   const Config config;
   Record record = Booted(1, 512);
   record.agent_features.clear();
-  record.container_limits = {{"a", 1024 * kMiB, 5000}};
-  EXPECT_EQ(WantedSize(record, config).memory_bytes, 512 * kMiB);
+  record.container_limits = {{"a", 1024 * kMebibyte, 5000}};
+  EXPECT_EQ(WantedSize(record, config).memory_bytes, 512 * kMebibyte);
   EXPECT_EQ(WantedSize(record, config).vcpus, 1u);
   LinuxContainerResources pod;
   pod.set_memory_limit_in_bytes(int64_t{1} << 30);
@@ -108,8 +124,8 @@ TEST(SizesTest, AVmThatCannotGrowStays) {
   Record record = Booted(1, 512);
   record.boot_memory_bytes = record.max_memory_bytes = 0;
   record.max_vcpus = 0;
-  record.container_limits = {{"a", 1024 * kMiB, 5000}};
-  EXPECT_EQ(WantedSize(record, config).memory_bytes, 512 * kMiB);
+  record.container_limits = {{"a", 1024 * kMebibyte, 5000}};
+  EXPECT_EQ(WantedSize(record, config).memory_bytes, 512 * kMebibyte);
   EXPECT_EQ(WantedSize(record, config).vcpus, 1u);
 }
 
@@ -130,14 +146,15 @@ TEST(SizesTest, WhatDoesNotFitIsNamed) {
 
 TEST(SizesTest, TheHostOrTheConfigurationSetsTheMost) {
   Config config;
-  const MachineSize boot{.vcpus = 1, .memory_bytes = 512 * kMiB};
-  EXPECT_EQ(LargestSize(boot, config, 1000 * kMiB).memory_bytes, (512 + 384) * kMiB);
-  EXPECT_EQ(LargestSize(boot, config, 100 * kMiB).memory_bytes, 512 * kMiB);
-  config.vm.max_memory_mib = 640;
-  config.vm.max_vcpus = 4;
-  EXPECT_EQ(LargestSize(boot, config, 4096 * kMiB).memory_bytes, 640 * kMiB);
-  EXPECT_EQ(LargestSize(boot, config, 4096 * kMiB).vcpus, 4u);
-  EXPECT_EQ(LargestSize({.vcpus = 9, .memory_bytes = kMiB}, config, 0).vcpus, 9u);
+  const MachineSize boot{.vcpus = 1, .memory_bytes = 512 * kMebibyte};
+  EXPECT_EQ(LargestSize(boot, config.vm.size, 1000 * kMebibyte).memory_bytes,
+            (512 + 384) * kMebibyte);
+  EXPECT_EQ(LargestSize(boot, config.vm.size, 100 * kMebibyte).memory_bytes, 512 * kMebibyte);
+  config.vm.size.max_memory_mib = 640;
+  config.vm.size.max_vcpus = 4;
+  EXPECT_EQ(LargestSize(boot, config.vm.size, 4096 * kMebibyte).memory_bytes, 640 * kMebibyte);
+  EXPECT_EQ(LargestSize(boot, config.vm.size, 4096 * kMebibyte).vcpus, 4u);
+  EXPECT_EQ(LargestSize({.vcpus = 9, .memory_bytes = kMebibyte}, config.vm.size, 0).vcpus, 9u);
 }
 
 }  // namespace

@@ -11,7 +11,7 @@ using agent::v1::GuestEvent;
 
 constexpr int64_t kNow = 1700000000123456789;
 
-GuestEvent Event(GuestEvent::Kind kind, const std::string& exec_id = "") {
+GuestEvent EventOf(GuestEvent::Kind kind, const std::string& exec_id = "") {
   GuestEvent event;
   event.set_kind(kind);
   event.set_container_id("c");
@@ -39,7 +39,7 @@ TEST(TaskEventTest, EachKindHasItsTopicAndType) {
       {GuestEvent::RESUMED, "", "/tasks/resumed", "containerd.events.TaskResumed"},
   };
   for (const auto& c : cases) {
-    const auto event = ToTaskEvent(Event(c.kind, c.exec), 7, kNow);
+    const auto event = ToTaskEvent(EventOf(c.kind, c.exec), 7, kNow);
     ASSERT_TRUE(event.ok()) << c.topic << ": " << event.status();
     EXPECT_EQ(event->topic, c.topic);
     EXPECT_EQ(event->type_url, c.type);
@@ -52,13 +52,13 @@ TEST(TaskEventTest, EachKindHasItsTopicAndType) {
 
 TEST(TaskEventTest, AnExitSaysWhoseItIsAndWhen) {
   containerd::events::TaskExit exit;
-  ASSERT_TRUE(exit.ParseFromString(ToTaskEvent(Event(GuestEvent::EXITED), 7, kNow)->body));
+  ASSERT_TRUE(exit.ParseFromString(ToTaskEvent(EventOf(GuestEvent::EXITED), 7, kNow)->body));
   EXPECT_EQ(exit.id(), "c");
   EXPECT_EQ(exit.pid(), 7u);
   EXPECT_EQ(exit.exit_status(), 3u);
   EXPECT_EQ(exit.exited_at().seconds(), 1700000000);
   EXPECT_EQ(exit.exited_at().nanos(), 123456784);
-  ASSERT_TRUE(exit.ParseFromString(ToTaskEvent(Event(GuestEvent::EXITED, "e"), 7, kNow)->body));
+  ASSERT_TRUE(exit.ParseFromString(ToTaskEvent(EventOf(GuestEvent::EXITED, "e"), 7, kNow)->body));
   EXPECT_EQ(exit.id(), "e");
   EXPECT_EQ(exit.container_id(), "c");
 }
@@ -66,10 +66,10 @@ TEST(TaskEventTest, AnExitSaysWhoseItIsAndWhen) {
 TEST(TaskEventTest, AGuestsNonsenseDoesNotPass) {
   EXPECT_TRUE(absl::IsInvalidArgument(ToTaskEvent(GuestEvent(), 7, kNow).status()));
   EXPECT_TRUE(
-      absl::IsInvalidArgument(ToTaskEvent(Event(GuestEvent::EXEC_ADDED), 7, kNow).status()));
+      absl::IsInvalidArgument(ToTaskEvent(EventOf(GuestEvent::EXEC_ADDED), 7, kNow).status()));
   EXPECT_TRUE(
-      absl::IsInvalidArgument(ToTaskEvent(Event(GuestEvent::EXITED, "../e"), 7, kNow).status()));
-  GuestEvent future = Event(GuestEvent::DELETED);
+      absl::IsInvalidArgument(ToTaskEvent(EventOf(GuestEvent::EXITED, "../e"), 7, kNow).status()));
+  GuestEvent future = EventOf(GuestEvent::DELETED);
   future.set_exited_at_ns(INT64_MAX);
   containerd::events::TaskDelete deleted;
   ASSERT_TRUE(deleted.ParseFromString(ToTaskEvent(future, 7, kNow)->body));

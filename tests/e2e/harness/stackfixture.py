@@ -18,6 +18,9 @@ from stack.services import start_time, wait_until
 RUN_ROOT = pathlib.Path("/run/magnetar-e2e")
 SNAPSHOTTERS = {"": "overlayfs", "-native": "native", "-blockfile": "blockfile"}
 MTU = 1400
+# A handler whose VMs have a size of their own, and what all of the others' pods may ask for.
+SIZED = "magnetar-sized"
+SIZES = {"vm": {"annotations": ["vcpus", "memory_mib"]}, f"handlers.{SIZED}": {"vcpus": 2, "memory_mib": 640, "annotations": []}}
 # CRI's NamespaceMode CONTAINER, which the kubelet asks for unless a pod shares its processes.
 CONTAINER_PIDS = 1
 # A pod that every daemon of Magnetar refuses, before it has made anything.
@@ -170,8 +173,10 @@ class Stack:
         self.started = False
         network.create(self.netns)
         socket = self.run_dir / "containerd.sock"
-        self.daemon = sandboxer.Sandboxer(settings.BUILD, settings.GUEST, self.run_dir, self.netns, socket, daemon_settings)
+        self.daemon = sandboxer.Sandboxer(settings.BUILD, settings.GUEST, self.run_dir, self.netns, socket,
+                                           {**SIZES, **(daemon_settings or {})})
         handlers = {f"magnetar{suffix}": snapshotter for suffix, snapshotter in SNAPSHOTTERS.items()}
+        handlers[SIZED] = "overlayfs"
         shim_dir = self.daemon.program("containerd-shim-magnetar-v1").parent
         self.containerd = containerd.Containerd(settings.tool(containerd_tool), self.run_dir, self.data_dir, self.netns,
                                                 self.daemon.socket, shim_dir, handlers, "debug", MTU, registry=registry)

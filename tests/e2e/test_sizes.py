@@ -1,0 +1,50 @@
+"""How large a VM is when its pod's limits do not say: by handler, and by what a pod asks for in annotations."""
+
+import pytest
+
+from harness.guest import cpus, memory_mib
+from harness.stackfixture import SIZED
+from stack.crictl import CrictlError
+
+pytestmark = pytest.mark.vm
+
+VCPUS, MEMORY = "io.magnetar.vm.vcpus", "io.magnetar.vm.memory_mib"
+MIB = 1 << 20
+# What of the memory the guest's kernel keeps.
+KERNEL_MIB = 96
+
+
+def check(container, vcpus, mib):
+    assert cpus(container) == vcpus
+    assert mib - KERNEL_MIB < memory_mib(container) <= mib
+
+
+def test_a_handler_has_its_own(stack):
+    with stack.pod(handler=SIZED) as pod:
+        check(pod.shell(), 2, 640)
+    with stack.pod() as pod:
+        check(pod.shell(), 1, 512)
+
+
+def test_a_pod_asks_for_more(stack):
+    with stack.pod(annotations={VCPUS: "3", MEMORY: "700"}) as pod:
+        check(pod.shell(), 3, 700)
+
+
+def test_limits_need_more_than_the_annotations(stack):
+    limits = {"resources": {"memory_limit_in_bytes": 600 * MIB, "cpu_quota": 200000, "cpu_period": 100000}}
+    with stack.pod(annotations={VCPUS: "1", MEMORY: "128"}, linux=limits) as pod:
+        check(pod.shell(), 2, 664)
+
+
+@pytest.mark.parametrize("annotation, value", [(VCPUS, "9"), (VCPUS, "0"), (VCPUS, "many"), (MEMORY, "99999999"), (MEMORY, "64"), (MEMORY, "512M"),
+                                               ("io.magnetar.vm.kernel", "/etc/passwd")])
+def test_nonsense(stack, annotation, value):
+    with pytest.raises(CrictlError, match=annotation.replace(".", r"\.")):
+        stack.new_pod(annotations={annotation: value})
+    assert stack.pods() == []
+
+
+def test_what_is_not_allowed(stack):
+    with pytest.raises(CrictlError, match="io.magnetar.vm.vcpus: the daemon's configuration does not allow it"):
+        stack.new_pod(handler=SIZED, annotations={VCPUS: "2"})
