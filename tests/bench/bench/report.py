@@ -3,6 +3,11 @@
 import math
 import statistics
 
+from harness.cri import DEADLINE
+
+# What a program may grow by that carries a flood of output.
+GROWTH_MIB = 32
+
 
 def percentile(samples, share):
     ordered = sorted(samples)
@@ -50,7 +55,7 @@ class Results:
         by_hand, ours = self.median("crun by hand", "exec true"), self.median("magnetar", "exec true")
         if by_hand and ours:
             lines.append(f"exec true through crictl: {ours:.0f} ms; twice crun exec by hand plus 50 ms: {2 * by_hand + 50:.0f} ms")
-        for metric in ("runp", "create+start", "first exec true", "exec true", "stop", "stopp", "rmp", "log throughput of blocks", "log throughput of lines"):
+        for metric in ("runp", "create+start", "first exec true", "exec true", "stats", "stop", "stopp", "rmp", "log throughput of blocks", "log throughput of lines"):
             ours, yardstick = self.median("magnetar", metric), self.median("runc", metric)
             if ours and yardstick:
                 lines.append(f"{metric}: magnetar / runc = {ours / yardstick:.2f}")
@@ -69,6 +74,11 @@ class Results:
             (f"crictl stats over {pods(count)}, ms", median(f"crictl stats over {pods(count)}"), 1000, False),
             ("log throughput of blocks, MiB/s", median("log throughput of blocks"), 50, True),
             ("log throughput of lines, MiB/s", median("log throughput of lines"), 50, True),
+            (f"longest call, {pods(count)} at once, s", median(f"longest call, {pods(count)} at once"), DEADLINE, False),
+            *((f"{name} growth in a flood, MiB", median(f"{name} growth in a flood"), GROWTH_MIB, False)
+              for name in ("containerd", "daemon", "supervisor", "VMM", "file server", "guest")),
         ]
-        figures = [(text, value or math.nan, limit or math.nan, least) for text, value, limit, least in known]
-        return [(text, value, limit, value >= limit if least else value <= limit) for text, value, limit, least in figures]
+        figures = [(text, math.nan if value is None else value, limit or math.nan, least) for text, value, limit, least in known]
+        kept = [(text, value, limit, value >= limit if least else value <= limit) for text, value, limit, least in figures]
+        failures = median(f"failures, {pods(count)} at once")
+        return [*kept, (f"failures, {pods(count)} at once", math.nan if failures is None else failures, 0, failures == 0)]
