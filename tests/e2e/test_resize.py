@@ -1,6 +1,8 @@
 """Pods and containers that are given more, and less, while they run."""
 
 import json
+import pathlib
+import subprocess
 
 import grpc
 import pytest
@@ -81,15 +83,19 @@ def update_pod(stack, pod, **resources):
         controller.close()
 
 
-def host_limit(pod):
-    """memory.max of the sandbox's cgroup on the host, or its form of v1."""
+def host_limit_file(pod, above=0):
+    """memory.max of the sandbox's cgroup on the host, or of one so many above it, or its form of v1."""
     for line in open(f"/proc/{pod.vmm()}/cgroup"):
         hierarchy, controllers, path = line.rstrip("\n").split(":", 2)
         if hierarchy == "0" and not controllers:
             unified = path
         if "memory" in controllers.split(","):
-            return int(open(f"/sys/fs/cgroup/memory{path}/memory.limit_in_bytes").read())
-    return int(open(f"/sys/fs/cgroup{unified}/memory.max").read())
+            return pathlib.Path(f"/sys/fs/cgroup/memory{path}").joinpath(*[".."] * above, "memory.limit_in_bytes")
+    return pathlib.Path(f"/sys/fs/cgroup{unified}").joinpath(*[".."] * above, "memory.max")
+
+
+def host_limit(pod):
+    return int(host_limit_file(pod).read_text())
 
 
 def test_a_pod_is_given_more_and_less(stack):
@@ -104,6 +110,22 @@ def test_a_pod_is_given_more_and_less(stack):
         update_pod(stack, pod, memory_limit_in_bytes=200 * MIB)
         wait_memory(container, lambda mib: mib < 300, "less memory")
         wait_until(lambda: host_limit(pod) == limit, 30, f"the host keeps a limit of {host_limit(pod)}, not {limit}", interval=0.2)
+
+
+def test_limits_that_add_up_to_more_than_the_pods(stack):
+    """As pod-level resources allow: it is a process in the guest that is killed for it, not the VM."""
+    with stack.pod(linux={"cgroup_parent": f"/{stack.cgroup}/tight"}) as pod:
+        shell = pod.shell()
+        # 256 MiB are the VMM's.
+        host_limit_file(pod, above=1).write_text(str((memory_mib(shell) + 512) * MIB))
+        limits = {"resources": {"memory_limit_in_bytes": MUCH_MIB * MIB}}
+        greedy = [pod.shell(linux=limits), pod.shell(linux=limits)]
+        wait_memory(shell, lambda mib: mib > MUCH_MIB, "more memory")
+        assert record(pod)["wanted_memory_bytes"] < 2 * MUCH_MIB * MIB
+        allocate = ("dd", "if=/dev/zero", "of=/dev/null", f"bs={MUCH_MIB - 50}M", "count=3")
+        under_way = [container.popen(*allocate, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for container in greedy]
+        assert any([client.wait(200) != 0 for client in under_way]), "both had room"
+        assert shell.output("echo", "fine") == "fine\n"
 
 
 def test_more_than_it_can_have(stack):

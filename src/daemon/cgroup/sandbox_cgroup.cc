@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <mutex>
 #include <utility>
@@ -21,6 +22,9 @@
 
 namespace magnetar::daemon {
 namespace {
+
+// More than v1 shows for a cgroup without a limit.
+constexpr uint64_t kNoLimit = uint64_t{1} << 62;
 
 class HostCgroups final : public CgroupManager {
  public:
@@ -72,6 +76,24 @@ class HostCgroups final : public CgroupManager {
       }
     }
     return metrics;
+  }
+
+  absl::StatusOr<uint64_t> MemoryLimitAbove(const std::string& cgroup_parent,
+                                            const std::string& sandbox_id) override {
+    auto place = Place(cgroup_parent, sandbox_id);
+    if (!place.ok()) return place.status();
+    uint64_t least = kNoLimit;
+    for (const Hierarchy& hierarchy : hierarchies_) {
+      if (!hierarchy.Has("memory")) continue;
+      const char* file = hierarchy.v2 ? "memory.max" : "memory.limit_in_bytes";
+      std::string path = place->top;
+      while (path.find('/') != std::string::npos) {
+        path.resize(path.rfind('/'));
+        least = std::min(least,
+                         ReadNumber(absl::StrCat(hierarchy.path, "/", path, "/", file), kNoLimit));
+      }
+    }
+    return least < kNoLimit ? least : 0;
   }
 
   absl::Status Remove(const std::string& cgroup_parent, const std::string& sandbox_id) override {

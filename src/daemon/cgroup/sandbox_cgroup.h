@@ -57,6 +57,10 @@ class CgroupManager {
   // Counters in v2's form, whatever the host has. NOT_FOUND if the sandbox has no cgroup.
   virtual absl::StatusOr<io::containerd::cgroups::v2::Metrics> Metrics(
       const std::string& cgroup_parent, const std::string& sandbox_id) = 0;
+  // The least memory that a cgroup above the sandbox's own is limited to, the pod's own included;
+  // 0: none is.
+  virtual absl::StatusOr<uint64_t> MemoryLimitAbove(const std::string& cgroup_parent,
+                                                    const std::string& sandbox_id) = 0;
   // Kills what is left inside and removes it; an absent one is fine, and one that could not be.
   // Parents that this made and that are empty go too.
   virtual absl::Status Remove(const std::string& cgroup_parent, const std::string& sandbox_id) = 0;

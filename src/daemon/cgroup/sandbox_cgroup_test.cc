@@ -243,6 +243,24 @@ TEST_F(SandboxCgroupTest, RemoveTakesItsOwnParentsAndLeavesOthers) {
   EXPECT_TRUE(manager->Remove("/kubepods/pod1", "s1").ok());
 }
 
+TEST_F(SandboxCgroupTest, TheLeastMemoryAbove) {
+  auto manager = Unified();
+  Put("c/kubepods/memory.max", "9000\n");
+  Put("c/kubepods/pod1/memory.max", "max\n");
+  Put("c/kubepods/pod1/magnetar-s1/memory.max", "10\n");
+  EXPECT_EQ(*manager->MemoryLimitAbove("/kubepods/pod1", "s1"), 9000u);
+  Put("c/kubepods/pod1/memory.max", "8000\n");
+  EXPECT_EQ(*manager->MemoryLimitAbove("/kubepods/pod1", "s1"), 8000u);
+  EXPECT_EQ(*manager->MemoryLimitAbove("/other", "s1"), 0u);
+  EXPECT_TRUE(absl::IsInvalidArgument(manager->MemoryLimitAbove("/../x", "s1").status()));
+
+  manager = Hybrid();
+  Put("c/memory/kubepods/memory.limit_in_bytes", "9223372036854771712\n");
+  EXPECT_EQ(*manager->MemoryLimitAbove("/kubepods/pod1", "s1"), 0u);
+  Put("c/memory/kubepods/pod1/memory.limit_in_bytes", "7000\n");
+  EXPECT_EQ(*manager->MemoryLimitAbove("/kubepods/pod1", "s1"), 7000u);
+}
+
 TEST_F(SandboxCgroupTest, MetricsOfNoneIsNotFound) {
   auto manager = Unified();
   EXPECT_TRUE(absl::IsNotFound(manager->Metrics("/kubepods/pod1", "s1").status()));

@@ -28,7 +28,12 @@ Co<absl::Status> Machine::Resize() {
   resize_waits_ = false;
   if (over()) co_return absl::UnavailableError("the VM has ended");
   const Record before = record_->Get();
-  const MachineSize wanted = WantedSize(before, env_->config);
+  auto blocking = RunBlocking(*env_->blocking, [env = env_, before] {
+    return env->cgroups->MemoryLimitAbove(before.cgroup_parent, before.id);
+  });
+  const absl::StatusOr<uint64_t> above = co_await std::move(blocking);
+  if (!above.ok()) co_return Annotate(above.status(), "read the memory limit of the pod's cgroup");
+  const MachineSize wanted = WantedSize(before, env_->config, *above);
   const bool needed =
       before.resizing || before.vcpus != wanted.vcpus || before.memory_bytes != wanted.memory_bytes;
   MAGNETAR_CO_RETURN_IF_ERROR(record_->Update([&](Record& record) {
@@ -99,7 +104,8 @@ Co<absl::Status> Machine::ApplySize(MachineSize wanted) {
 
 void Machine::BeginResize() {
   const Record now = record_->Get();
-  const MachineSize wanted = WantedSize(now, env_->config);
+  // As far as is known without asking the host what there is room for.
+  const MachineSize wanted = WantedSize(now, env_->config, 0);
   if (!now.resizing && now.vcpus == wanted.vcpus && now.memory_bytes == wanted.memory_bytes) return;
   // One that has not begun looks at what is wanted then.
   if (over() || !serving_ || std::exchange(resize_waits_, true)) return;

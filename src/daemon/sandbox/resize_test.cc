@@ -62,6 +62,18 @@ TEST_F(ResizeTest, GrowsAndShrinks) {
   EXPECT_LT(world_.updated_memory_bytes.load(), (1000 + overhead) * kMebibyte);
 }
 
+TEST_F(ResizeTest, NoMoreThanThePodsCgroupHolds) {
+  auto sandbox = Started();
+  const uint64_t boot = sandbox->record().memory_bytes;
+  world_.memory_limit_above = boot + (256 + 200) * kMebibyte;
+  ASSERT_TRUE(Update(sandbox, Memory(1000)).ok());
+  EXPECT_EQ(sandbox->record().wanted_memory_bytes, boot + 200 * kMebibyte);
+  // The kubelet raises the limit first.
+  world_.memory_limit_above = 0;
+  ASSERT_TRUE(Update(sandbox, Memory(1000)).ok());
+  EXPECT_GE(sandbox->record().wanted_memory_bytes, 1000 * kMebibyte);
+}
+
 TEST_F(ResizeTest, MoreThanItCanHaveIsRefusedAndChangesNothing) {
   auto sandbox = Started();
   const absl::Status status = Update(sandbox, Memory(uint64_t{1} << 40));

@@ -61,6 +61,15 @@ LinuxContainerResources PodOverhead(const Record& record) {
   return out;
 }
 
+// Of what the pod's cgroup may hold, what the VMM and its helpers have: the RuntimeClass's overhead
+// is theirs, except for what the guest has of it.
+uint64_t AroundGuest(const Record& record, const Config::Sizing& sizing) {
+  const int64_t overhead = PodOverhead(record).memory_limit_in_bytes();
+  if (overhead <= 0) return kVmmBytes;
+  const auto bytes = static_cast<uint64_t>(overhead);
+  return bytes - std::min(bytes, sizing.overhead_mib * kMebibyte);
+}
+
 uint64_t BootMemory(const Record& record) {
   return record.boot_memory_bytes != 0 ? record.boot_memory_bytes : record.memory_bytes;
 }
@@ -148,17 +157,22 @@ ContainerLimits LimitsOfSpec(const std::string& container_id, const std::string&
   return limits;
 }
 
-MachineSize WantedSize(const Record& record, const Config& config) {
+MachineSize WantedSize(const Record& record, const Config& config, uint64_t memory_limit_above) {
   if (!CanResize(record)) return {.vcpus = record.vcpus, .memory_bytes = record.memory_bytes};
   const MachineSize desired =
       Desired(PodResources(record), record, config.SizingOf(record.runtime_handler));
   MachineSize size{.vcpus = record.vcpus, .memory_bytes = BootMemory(record)};
   // Processors are never taken away: the quotas of both cgroups keep what is not to be used.
   size.vcpus = std::max(size.vcpus, std::min(desired.vcpus, record.max_vcpus));
-  const uint64_t most = std::max(record.max_memory_bytes, size.memory_bytes);
-  if (desired.memory_bytes > size.memory_bytes) {
+  uint64_t most = std::max(record.max_memory_bytes, size.memory_bytes);
+  if (memory_limit_above != 0) {
+    const uint64_t around = AroundGuest(record, config.SizingOf(record.runtime_handler));
+    most = std::min(most, memory_limit_above - std::min(memory_limit_above, around));
+  }
+  if (desired.memory_bytes > size.memory_bytes && most > size.memory_bytes) {
     const uint64_t more = RoundUp(desired.memory_bytes - size.memory_bytes, vmm::kMemoryStep);
-    size.memory_bytes = std::min(size.memory_bytes + more, most);
+    const uint64_t room = (most - size.memory_bytes) / vmm::kMemoryStep * vmm::kMemoryStep;
+    size.memory_bytes += std::min(more, room);
   }
   return size;
 }

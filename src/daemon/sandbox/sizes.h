@@ -39,8 +39,10 @@ MachineSize LargestSize(const MachineSize& boot, const Config::Sizing& sizing,
 ContainerLimits LimitsOfSpec(const std::string& container_id, const std::string& spec_json);
 
 // What the VM is to have now: enough for the pod's limits and for all of its containers', within
-// what it can have.
-MachineSize WantedSize(const Record& record, const Config& config);
+// what it can have, and within `memory_limit_above` (CgroupManager::MemoryLimitAbove; 0: none). The
+// limits of a pod's containers may add up to more than the pod's own: then it is the guest that
+// runs out of memory, and kills one process, not the host, which would kill the VM.
+MachineSize WantedSize(const Record& record, const Config& config, uint64_t memory_limit_above);
 
 // FAILED_PRECONDITION names the limit that the sandbox's VM cannot grow to.
 absl::Status CheckFits(const Record& record, const runtime::v1::LinuxContainerResources& pod,

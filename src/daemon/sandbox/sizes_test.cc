@@ -41,12 +41,32 @@ TEST(SizesTest, AHandlerHasSizesOfItsOwn) {
   large.overhead_mib = 512;
   Record record = Booted(1, 512);
   record.container_limits = {{.container_id = "a", .memory_bytes = 600 * kMebibyte}};
-  EXPECT_LT(WantedSize(record, config).memory_bytes, 1024 * kMebibyte);
+  EXPECT_LT(WantedSize(record, config, 0).memory_bytes, 1024 * kMebibyte);
   const uint64_t before = LimitsOf(record, config).memory_bytes;
   record.runtime_handler = "large";
-  EXPECT_GE(WantedSize(record, config).memory_bytes, 2048 * kMebibyte);
-  EXPECT_EQ(WantedSize(record, config).vcpus, 4u);
+  EXPECT_GE(WantedSize(record, config, 0).memory_bytes, 2048 * kMebibyte);
+  EXPECT_EQ(WantedSize(record, config, 0).vcpus, 4u);
   EXPECT_GT(LimitsOf(record, config).memory_bytes, before);
+}
+
+// Pod-level limits: those of the containers may add up to more.
+TEST(SizesTest, NoMoreThanTheCgroupAboveHolds) {
+  const Config config;
+  Record record = Booted(1, 512);
+  record.container_limits = {{.container_id = "a", .memory_bytes = 1024 * kMebibyte},
+                             {.container_id = "b", .memory_bytes = 1024 * kMebibyte}};
+  EXPECT_GT(WantedSize(record, config, 0).memory_bytes, 2048 * kMebibyte);
+  EXPECT_EQ(WantedSize(record, config, 1280 * kMebibyte).memory_bytes, 1024 * kMebibyte);
+  // What it has been started with it keeps.
+  EXPECT_EQ(WantedSize(record, config, 600 * kMebibyte).memory_bytes, 512 * kMebibyte);
+  EXPECT_EQ(WantedSize(record, config, 1).memory_bytes, 512 * kMebibyte);
+  // As much of the overhead as is the guest's is not around it.
+  runtime::v1::PodSandboxConfig pod;
+  pod.mutable_linux()->mutable_overhead()->set_memory_limit_in_bytes(
+      static_cast<int64_t>(320 * kMebibyte));
+  record.pod_config = pod.SerializeAsString();
+  EXPECT_EQ(WantedSize(record, config, (1024 + 320) * kMebibyte).memory_bytes,
+            (1024 + 64) * kMebibyte);
 }
 
 TEST(SizesTest, TheCgroupHasRoomForTheVm) {
@@ -83,27 +103,27 @@ TEST(SizesTest, LimitsOfASpec) {
 TEST(SizesTest, GrowsWithItsContainers) {
   const Config config;
   Record record = Booted(1, 512);
-  EXPECT_EQ(WantedSize(record, config).memory_bytes, 512 * kMebibyte);
+  EXPECT_EQ(WantedSize(record, config, 0).memory_bytes, 512 * kMebibyte);
   record.container_limits = {{"a", 300 * kMebibyte, 700}, {"b", 500 * kMebibyte, 700}};
-  EXPECT_EQ(WantedSize(record, config).memory_bytes,
+  EXPECT_EQ(WantedSize(record, config, 0).memory_bytes,
             (800 + config.vm.size.overhead_mib) * kMebibyte);
-  EXPECT_EQ(WantedSize(record, config).vcpus, 2u);
+  EXPECT_EQ(WantedSize(record, config, 0).vcpus, 2u);
   record.vcpus = 2;
   record.container_limits.clear();
-  EXPECT_EQ(WantedSize(record, config).memory_bytes, 512 * kMebibyte);
-  EXPECT_EQ(WantedSize(record, config).vcpus, 2u);
+  EXPECT_EQ(WantedSize(record, config, 0).memory_bytes, 512 * kMebibyte);
+  EXPECT_EQ(WantedSize(record, config, 0).vcpus, 2u);
   // No more than it can have, whatever is asked for.
   record.container_limits = {{"a", UINT64_MAX, UINT64_MAX}, {"b", UINT64_MAX, UINT64_MAX}};
-  EXPECT_EQ(WantedSize(record, config).memory_bytes, 4096 * kMebibyte);
-  EXPECT_EQ(WantedSize(record, config).vcpus, 8u);
+  EXPECT_EQ(WantedSize(record, config, 0).memory_bytes, 4096 * kMebibyte);
+  EXPECT_EQ(WantedSize(record, config, 0).vcpus, 8u);
 }
 
 TEST(SizesTest, GrowsInStepsThatAGuestCanTake) {
   const Config config;
   Record record = Booted(1, 130);
   record.container_limits = {{"a", 100 * kMebibyte, 0}};
-  EXPECT_EQ((WantedSize(record, config).memory_bytes - 130 * kMebibyte) % vmm::kMemoryStep, 0u);
-  EXPECT_GE(WantedSize(record, config).memory_bytes,
+  EXPECT_EQ((WantedSize(record, config, 0).memory_bytes - 130 * kMebibyte) % vmm::kMemoryStep, 0u);
+  EXPECT_GE(WantedSize(record, config, 0).memory_bytes,
             (100 + config.vm.size.overhead_mib) * kMebibyte);
 }
 
@@ -112,8 +132,8 @@ TEST(SizesTest, AGuestThatDoesNotKnowHowStays) {
   Record record = Booted(1, 512);
   record.agent_features.clear();
   record.container_limits = {{"a", 1024 * kMebibyte, 5000}};
-  EXPECT_EQ(WantedSize(record, config).memory_bytes, 512 * kMebibyte);
-  EXPECT_EQ(WantedSize(record, config).vcpus, 1u);
+  EXPECT_EQ(WantedSize(record, config, 0).memory_bytes, 512 * kMebibyte);
+  EXPECT_EQ(WantedSize(record, config, 0).vcpus, 1u);
   LinuxContainerResources pod;
   pod.set_memory_limit_in_bytes(int64_t{1} << 30);
   EXPECT_TRUE(absl::IsFailedPrecondition(CheckFits(record, pod, config)));
@@ -125,8 +145,8 @@ TEST(SizesTest, AVmThatCannotGrowStays) {
   record.boot_memory_bytes = record.max_memory_bytes = 0;
   record.max_vcpus = 0;
   record.container_limits = {{"a", 1024 * kMebibyte, 5000}};
-  EXPECT_EQ(WantedSize(record, config).memory_bytes, 512 * kMebibyte);
-  EXPECT_EQ(WantedSize(record, config).vcpus, 1u);
+  EXPECT_EQ(WantedSize(record, config, 0).memory_bytes, 512 * kMebibyte);
+  EXPECT_EQ(WantedSize(record, config, 0).vcpus, 1u);
 }
 
 TEST(SizesTest, WhatDoesNotFitIsNamed) {

@@ -274,6 +274,9 @@ class FakeCgroups : public CgroupManager {
     if (!status.ok()) return status;
     return io::containerd::cgroups::v2::Metrics();
   }
+  absl::StatusOr<uint64_t> MemoryLimitAbove(const std::string&, const std::string&) override {
+    return world_->memory_limit_above.load();
+  }
   absl::Status Remove(const std::string&, const std::string& id) override {
     absl::Status status = world_->Note("cgroup.remove");
     if (status.ok()) world_->Removed("cgroup " + id);

@@ -104,6 +104,7 @@ class FakeWorld {
   std::atomic<uint64_t> added_bytes{0};
   // Of the latest cgroup.update.
   std::atomic<uint64_t> updated_memory_bytes{0};
+  std::atomic<uint64_t> memory_limit_above{0};
 
   // For the fakes.
   struct Vm;
