@@ -21,6 +21,11 @@ namespace {
 // disk wait keeps the others waiting.
 constexpr auto kFreezeTimeout = std::chrono::seconds(10);
 
+// The end of a container is no matter of its control lock.
+bool Runs(const Container& container) {
+  return container.init->state == Process::State::kRunning && !container.init->reaped;
+}
+
 }  // namespace
 
 TaskManager::Result<TaskManager::Empty> TaskManager::Pause(v3::PauseRequest request) {
@@ -29,7 +34,7 @@ TaskManager::Result<TaskManager::Empty> TaskManager::Pause(v3::PauseRequest requ
   const ContainerPtr container = *found;
   auto acquire = container->control.Acquire();
   const AsyncMutex::Lock lock = co_await std::move(acquire);
-  if (container->init->state != Process::State::kRunning || container->init->reaped) {
+  if (!Runs(*container)) {
     co_return absl::FailedPreconditionError("cannot pause a container that is not running");
   }
   if (container->paused) co_return absl::FailedPreconditionError("cannot pause a paused container");
@@ -50,6 +55,11 @@ TaskManager::Result<TaskManager::Empty> TaskManager::Pause(v3::PauseRequest requ
     }
   }
   env_.cgroup_events->Remove(*watch);
+  // A cgroup in which nothing is left counts as frozen.
+  if (status.ok() && !Runs(*container)) {
+    SetCgroupFrozen(container->cgroup, false).IgnoreError();
+    status = absl::FailedPreconditionError("the container ended before it was paused");
+  }
   if (!status.ok()) co_return status;
   container->paused = true;
   Tell(agent::v1::GuestEvent::PAUSED, *container);
@@ -62,6 +72,9 @@ TaskManager::Result<TaskManager::Empty> TaskManager::Resume(v3::ResumeRequest re
   const ContainerPtr container = *found;
   auto acquire = container->control.Acquire();
   const AsyncMutex::Lock lock = co_await std::move(acquire);
+  if (!Runs(*container)) {
+    co_return absl::FailedPreconditionError("cannot resume a container that is not running");
+  }
   if (!container->paused) {
     co_return absl::FailedPreconditionError("cannot resume a container that is not paused");
   }

@@ -339,7 +339,7 @@ TEST_F(TaskTest, AnswersTheSmallCalls) {
   EXPECT_THAT(runtime_.calls, ::testing::Contains("update c"));
   v3::ResizePtyRequest resize;
   resize.set_id("c");
-  EXPECT_EQ(loop_.Run(tasks_.ResizePty(resize)).status().code(), Code::kFailedPrecondition);
+  EXPECT_TRUE(loop_.Run(tasks_.ResizePty(resize)).ok());
 }
 
 TEST_F(TaskTest, TellsOfMemoryKills) {

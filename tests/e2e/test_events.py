@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -101,3 +102,17 @@ def test_told_once_the_daemon_is_back(own_stack, tmp_path):
         told = [topic for topic, _ in events.wait(container.id, "delete")]
     assert told == ["create", "start", "exit", "delete"]
 
+
+
+def test_a_vm_that_dies(own_stack, tmp_path):
+    """Nobody else tells: its guest cannot, and to containerd it is no shim."""
+    with own_stack.pod() as pod, listen(own_stack, tmp_path) as events:
+        running, ended = pod.run("/bin/sleep", "infinity"), pod.run("/bin/sh", "-c", "exit 3")
+        events.wait(ended.id, "delete")
+        os.kill(pod.vmm(), signal.SIGKILL)
+        told = events.wait(running.id, "delete")
+        assert [topic for topic, _ in told] == ["create", "start", "exit", "delete"]
+        assert [body["exit_status"] for topic, body in told if topic in ("exit", "delete")] == [255, 255]
+        assert [topic for topic, _ in events.all(ended.id)] == ["create", "start", "exit", "delete"]
+        # containerd notes it by and by itself.
+        assert running.wait_exit() == 255

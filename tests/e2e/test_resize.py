@@ -9,7 +9,7 @@ import pytest
 
 from harness import protos
 from harness.controller import Controller
-from harness.guest import cpus, memory_mib
+from harness.guest import cpus, host_limit_file, memory_mib
 from stack.services import wait_until
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(400)]
@@ -50,13 +50,16 @@ def test_a_container_is_given_more_and_less(pod):
                "the guest has not given all of it back", interval=0.2)
 
 
-def test_a_container_is_given_processors(stack):
-    with stack.pod() as pod:
+def test_a_container_is_given_processors(any_stack):
+    with any_stack.pod() as pod:
         container = pod.shell()
         assert cpus(container) == 1
         container.crictl.run("update", "--cpu-period", "100000", "--cpu-quota", "250000", container.id)
         wait_until(lambda: cpus(container) == 3, 60, "the guest has no third processor", interval=0.2)
         assert container.output("cat", "/sys/fs/cgroup/cpu.max") == "250000 100000\n"
+        # How far it is, whatever containerd makes of the rest.
+        told = any_stack.crictl.json("inspectp", pod.id)["magnetar"]
+        assert (told["vcpus"], told["wantedVcpus"]) == (3, 3) and told["memoryBytes"] == told["wantedMemoryBytes"]
 
 
 def test_a_container_that_needs_more_than_the_pod_has(stack):
@@ -83,19 +86,21 @@ def update_pod(stack, pod, **resources):
         controller.close()
 
 
-def host_limit_file(pod, above=0):
-    """memory.max of the sandbox's cgroup on the host, or of one so many above it, or its form of v1."""
+def host_limit(pod):
+    return int(host_limit_file(pod).read_text())
+
+
+def host_cpus(pod):
+    """How many processors' time the sandbox's cgroup lets it have on the host."""
     for line in open(f"/proc/{pod.vmm()}/cgroup"):
         hierarchy, controllers, path = line.rstrip("\n").split(":", 2)
         if hierarchy == "0" and not controllers:
             unified = path
-        if "memory" in controllers.split(","):
-            return pathlib.Path(f"/sys/fs/cgroup/memory{path}").joinpath(*[".."] * above, "memory.limit_in_bytes")
-    return pathlib.Path(f"/sys/fs/cgroup{unified}").joinpath(*[".."] * above, "memory.max")
-
-
-def host_limit(pod):
-    return int(host_limit_file(pod).read_text())
+        if "cpu" in controllers.split(","):
+            cgroup = pathlib.Path(f"/sys/fs/cgroup/{controllers}{path}")
+            return int((cgroup / "cpu.cfs_quota_us").read_text()) / int((cgroup / "cpu.cfs_period_us").read_text())
+    quota, period = pathlib.Path(f"/sys/fs/cgroup{unified}/cpu.max").read_text().split()
+    return int(quota) / int(period)
 
 
 def test_a_pod_is_given_more_and_less(stack):
@@ -105,6 +110,7 @@ def test_a_pod_is_given_more_and_less(stack):
         update_pod(stack, pod, memory_limit_in_bytes=800 * MIB, cpu_quota=200000, cpu_period=100000)
         assert cpus(container) == 2
         assert host_limit(pod) >= limit + 600 * MIB
+        assert host_cpus(pod) == 2
         wait_memory(container, lambda mib: mib > 700, "more memory")
         assert hold(container, MUCH_MIB)
         update_pod(stack, pod, memory_limit_in_bytes=200 * MIB)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.guest import cpus, memory_mib
+from harness.guest import cpus, host_limit_file, memory_mib
 from harness.stackfixture import SIZED
 from stack.crictl import CrictlError
 
@@ -43,6 +43,17 @@ def test_nonsense(stack, annotation, value):
     with pytest.raises(CrictlError, match=annotation.replace(".", r"\.")):
         stack.new_pod(annotations={annotation: value})
     assert stack.pods() == []
+
+
+def test_more_than_the_pods_cgroup_holds(stack):
+    """It would start, and be killed for it later."""
+    parent = f"/{stack.cgroup}/tight"
+    with stack.pod(linux={"cgroup_parent": parent}) as pod:
+        # While a pod is in it, the cgroup stays.
+        host_limit_file(pod, above=1).write_text(str(900 * MIB))
+        with pytest.raises(CrictlError, match="io.magnetar.vm.memory_mib: the pod's cgroup is limited to 900 MiB"):
+            stack.new_pod(annotations={MEMORY: "700"}, linux={"cgroup_parent": parent})
+        assert pod.shell().output("echo", "fine") == "fine\n"
 
 
 def test_what_is_not_allowed(stack):

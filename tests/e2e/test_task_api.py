@@ -132,7 +132,8 @@ def test_processes_out_of_turn(task, container):
     task.call("Start", **identity)
     assert task.error("Start", **identity).code == "FAILED_PRECONDITION"
     assert task.error("Delete", **identity).code == "FAILED_PRECONDITION"
-    assert task.error("ResizePty", **identity, width=80, height=24).code == "FAILED_PRECONDITION"
+    # As with containerd's own shim, nothing that has no terminal minds.
+    task.call("ResizePty", **identity, width=80, height=24)
     for signal in (65, 1000, 2**31, 2**32 - 1):
         for everything in (False, True):
             error = task.error("Kill", **identity, signal=signal, all=everything)
@@ -150,6 +151,26 @@ def test_processes_out_of_turn(task, container):
     assert task.error("Start", **identity).code == "FAILED_PRECONDITION"
     task.call("Delete", **identity)
     assert task.error("Delete", **identity).code == "NOT_FOUND"
+
+
+def test_a_paused_container_that_is_killed(pod, task):
+    container = pod.shell()
+    task.call("Pause", id=container.id)
+    task.call("Kill", id=container.id, signal=9)
+    assert task.call("Wait", id=container.id).exit_status == 137
+    errors = [task.error(method, id=container.id) for method in ("Resume", "Pause")]
+    # As soon as containerd knows of its end, the guest forgets it.
+    assert all(error.code in ("FAILED_PRECONDITION", "NOT_FOUND") for error in errors), errors
+    assert container.wait_exit() == 137
+
+
+def test_a_signal_to_all(pod, task):
+    loop = "while :; do sleep 0.1; done"
+    container = pod.run("/bin/sh", "-c", f"trap 'echo first' TERM; sh -c \"trap 'echo second' TERM; echo ready; {loop}\" & {loop}")
+    container.wait_log("ready")
+    task.call("Kill", id=container.id, signal=15, all=True)
+    container.wait_log("first")
+    container.wait_log("second")
 
 
 def test_sizes_of_a_terminal(task, container):

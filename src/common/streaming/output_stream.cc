@@ -35,6 +35,13 @@ std::array<char, OutputStream::kBufferBytes> input;
 // not allocate for every read.
 std::string spare;
 
+// A reader of containerd that has read all grants its next window, and one that finds the stream
+// closed by then keeps a goroutine for ever (core/transfer/streaming/reader.go, until 2.4). So the
+// end waits for that grant: with this much of a window there is none under way.
+constexpr int64_t kGrantBytes = 64 << 10;
+// For a reader that counts otherwise, or does not read.
+constexpr std::chrono::milliseconds kGrantWait{200};
+
 // Whether nothing is left to read and nothing will come.
 bool AtEnd(int fd) {
   pollfd entry = {fd, POLLIN, 0};
@@ -55,6 +62,8 @@ struct OutputStream::Attachment {
   absl::Status reason;
   int small_frames = 0;
   Clock::time_point last_frame;
+  // When the end is sent, whatever the window.
+  std::optional<Clock::time_point> end_due;
 };
 
 OutputStream::OutputStream(const asio::any_io_executor& executor)
@@ -258,6 +267,11 @@ Co<absl::Status> OutputStream::SendTo(std::shared_ptr<Attachment> attachment) {
   while (!attachment->replaced && !attachment->over) {
     if (!broken_.ok()) co_return broken_;
     if (Unsent().empty() && ended_) {
+      if (!attachment->end_due.has_value()) attachment->end_due = Clock::now() + kGrantWait;
+      if (attachment->window < kGrantBytes && Clock::now() < *attachment->end_due) {
+        co_await changed_.WaitUntil(*attachment->end_due);
+        continue;
+      }
       auto close = attachment->stream->CloseSend();
       const absl::Status status = co_await std::move(close);
       attachment->end_sent = status.ok();

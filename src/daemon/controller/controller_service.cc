@@ -209,7 +209,9 @@ ServerUnaryReactor* ControllerService::Status(CallbackServerContext* context,
   response->set_address(now->address);
   response->set_version(kTaskApiVersion);
   if (request->verbose()) {
-    (*response->mutable_info())["info"] = StatusInfoJson(*now, (*sandbox)->record());
+    const Record record = (*sandbox)->record();
+    (*response->mutable_info())["info"] = StatusInfoJson(*now, record);
+    (*response->mutable_info())["magnetar"] = VmInfoJson(*now, record);
   }
   return FinishNow(context, absl::OkStatus());
 }

@@ -70,10 +70,11 @@ Co<void> SendAnswers(std::shared_ptr<Serving> self) {
   }
 }
 
-// What a few bytes on the wire would make large in memory, for as long as the request waits its
+// What is large in memory, or is made so by a few bytes on the wire, for as long as it waits its
 // turn.
 bool IsExcessive(const agent::v1::HostRequest& request) {
-  return request.prepare().rootfs_mount_types_size() > kMaxRootfsMounts;
+  return request.prepare().rootfs_mount_types_size() > kMaxRootfsMounts ||
+         request.event().ByteSizeLong() > kMaxEventBytes;
 }
 
 void Begin(const std::shared_ptr<Serving>& self, agent::v1::HostRequest request) {

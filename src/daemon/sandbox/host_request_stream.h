@@ -21,6 +21,8 @@ inline constexpr size_t kMaxHostRequests = 64;
 // Events wait for containerd, one after the other; nobody waits for them, nor behind them. A guest
 // keeps no more than this.
 inline constexpr size_t kMaxHostEvents = 1024;
+// Of each: two ids and a few numbers.
+inline constexpr size_t kMaxEventBytes = 512;
 // Mounts of one root file system: more than any snapshotter makes.
 inline constexpr int kMaxRootfsMounts = 64;
 

@@ -142,6 +142,20 @@ TEST_F(HostRequestStreamTest, ARequestThatSwellsIsNotKept) {
   EXPECT_TRUE(absl::IsInvalidArgument(*result_)) << *result_;
 }
 
+TEST_F(HostRequestStreamTest, AnEventThatSwellsIsNotKept) {
+  HostRequest request;
+  request.mutable_event()->set_exec_id(std::string(kMaxEventBytes, 'x'));
+  stream_->requests.push_back(request.SerializeAsString());
+  Serve([this](HostRequest) -> Co<HostResponse> {
+    ++handled_;
+    co_return HostResponse();
+  });
+  Run();
+  EXPECT_EQ(handled_, 0);
+  ASSERT_TRUE(result_.has_value());
+  EXPECT_TRUE(absl::IsInvalidArgument(*result_)) << *result_;
+}
+
 // They wait for containerd, and nothing else does behind them.
 TEST_F(HostRequestStreamTest, EventsThatWaitHoldNothingBack) {
   HostRequest event;

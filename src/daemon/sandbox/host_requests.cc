@@ -24,6 +24,8 @@
 namespace magnetar::daemon {
 namespace {
 
+using agent::v1::GuestEvent;
+
 constexpr char kGuestHostname[] = "/run/magnetar/pod/hostname";
 constexpr char kGuestHosts[] = "/run/magnetar/pod/hosts";
 constexpr char kGuestResolvConf[] = "/run/magnetar/pod/resolv.conf";
@@ -38,6 +40,8 @@ constexpr double kEventsPerSecond = 200;
 constexpr double kEventsAtOnce = 2000;
 // A containerd that cannot be reached is waited for by the call itself; this is for one that fails.
 constexpr std::chrono::seconds kEventRetry{1};
+// containerd's own (client/task.go), for a task whose end nobody saw.
+constexpr uint32_t kUnknownExitStatus = 255;
 constexpr double kLinesPerSecond = 1;
 constexpr double kLinesAtOnce = 20;
 // Operations of one sandbox side by side: a host path that hangs for ever keeps a thread of the
@@ -118,7 +122,8 @@ HostRequests::HostRequests(const Environment* environment, std::shared_ptr<Recor
     });
   };
   storage_.journal_steps = [record = record_] { return FromRecord(record->Get()); };
-  for (const ContainerStep& step : now.container_steps) told_of_.insert(step.container_id);
+  // Whether its creation was told the daemon before this one knew.
+  for (const ContainerStep& step : now.container_steps) told_of_[step.container_id].created = true;
 }
 
 void HostRequests::SetVm(std::shared_ptr<vmm::Vm> vm) {
@@ -186,7 +191,7 @@ Co<agent::v1::HostResponse> HostRequests::Handle(agent::v1::HostRequest request)
   agent::v1::HostResponse response;
   absl::Status status;
   if (request.has_event()) {
-    const bool updated = request.event().kind() == agent::v1::GuestEvent::UPDATED;
+    const bool updated = request.event().kind() == GuestEvent::UPDATED;
     auto call = updated ? LearnLimits(request.event().container_id())
                         : Publish(request.id(), std::move(*request.mutable_event()));
     status = co_await std::move(call);
@@ -240,7 +245,7 @@ Co<absl::StatusOr<agent::v1::PreparedContainer>> HostRequests::Prepare(
   }
   if (result.ok()) {
     unreleased_.erase(id);
-    told_of_.insert(id);
+    told_of_.try_emplace(id);
     co_return result;
   }
   if (HasSteps(id)) unreleased_.insert(id);
@@ -371,7 +376,8 @@ Co<absl::Status> HostRequests::LearnLimits(std::string container_id) {
 
 Co<void> HostRequests::LearnAllLimits() {
   auto self = shared_from_this();
-  const std::set<std::string> ids = told_of_;
+  std::vector<std::string> ids;
+  for (const auto& [id, told] : told_of_) ids.push_back(id);
   for (const std::string& id : ids) {
     auto learn = LearnLimits(id);
     (void)co_await std::move(learn);  // it logs its failure
@@ -406,20 +412,34 @@ Co<void> HostRequests::Pace(std::chrono::nanoseconds pause) {
   co_await std::move(wait);
 }
 
-Co<absl::Status> HostRequests::Publish(uint64_t id, agent::v1::GuestEvent event) {
-  const Record now = record_->Get();
+Co<absl::Status> HostRequests::Publish(uint64_t id, GuestEvent event) {
   // Sent again, on another connection of the agent: it is in line already, or has been published.
   if (id != 0 && id <= last_event_) {
     auto published = AwaitTurn(next_event_);
     co_await std::move(published);
     co_return absl::OkStatus();
   }
-  if (told_of_.count(event.container_id()) == 0) {
+  const auto told = told_of_.find(event.container_id());
+  if (told == told_of_.end()) {
     co_return absl::NotFoundError("an event of a container that this sandbox has not");
   }
   last_event_ = std::max(last_event_, id);
-  if (event.kind() == agent::v1::GuestEvent::DELETED) told_of_.erase(event.container_id());
+  if (event.kind() == GuestEvent::CREATED) told->second.created = true;
+  if (event.kind() == GuestEvent::EXITED && event.exec_id().empty()) {
+    told->second.exited = true;
+    told->second.exit_status = event.exit_status();
+    told->second.exited_at_ns = event.exited_at_ns();
+  }
+  if (event.kind() == GuestEvent::DELETED) told_of_.erase(told);
   const uint64_t turn = next_event_++;
+  auto publish = PublishInTurn(turn, std::move(event));
+  const absl::Status status = co_await std::move(publish);
+  co_return status;
+}
+
+Co<absl::Status> HostRequests::PublishInTurn(uint64_t turn, GuestEvent event) {
+  auto self = shared_from_this();
+  const Record now = record_->Get();
   const absl::Cleanup next = [this] {
     ++publishing_;
     changed_.NotifyAll();
@@ -445,6 +465,22 @@ Co<absl::Status> HostRequests::Publish(uint64_t id, agent::v1::GuestEvent event)
   }
   if (!status.ok()) Warn("event not published", event.container_id(), status);
   co_return status;
+}
+
+void HostRequests::TellEnds(int64_t ended_at_ns) {
+  const std::map<std::string, Told> told_of = std::exchange(told_of_, {});
+  for (const auto& [id, told] : told_of) {
+    if (!told.created) continue;
+    GuestEvent event;
+    event.set_container_id(id);
+    event.set_exit_status(told.exited ? told.exit_status : kUnknownExitStatus);
+    event.set_exited_at_ns(told.exited ? told.exited_at_ns : ended_at_ns);
+    for (const GuestEvent::Kind kind : {GuestEvent::EXITED, GuestEvent::DELETED}) {
+      if (kind == GuestEvent::EXITED && told.exited) continue;
+      event.set_kind(kind);
+      asio::co_spawn(strand_, PublishInTurn(next_event_++, event), asio::detached);
+    }
+  }
 }
 
 Co<void> HostRequests::AwaitTurn(uint64_t turn) {

@@ -3,6 +3,7 @@
 #include <boost/asio/any_io_executor.hpp>
 #include <chrono>
 #include <functional>
+#include <map>
 #include <memory>
 #include <set>
 #include <string>
@@ -51,6 +52,11 @@ class HostRequests : public std::enable_shared_from_this<HostRequests> {
   // containers, so nobody else asks for it.
   void RetryReleases();
 
+  // The VM has ended, at `ended_at_ns` since the epoch, and its guest tells nothing any more: what
+  // its end means for the containers is told in its place (containerd 2.1 publishes nothing for the
+  // tasks of a sandbox; 2.4 does so, too: core/runtime/v2/shim_manager.go).
+  void TellEnds(int64_t ended_at_ns);
+
   // No more requests are begun from now on, and what is being prepared is undone.
   void Refuse();
   // Waits until none is in flight; false if one still is after `limit`.
@@ -88,6 +94,8 @@ class HostRequests : public std::enable_shared_from_this<HostRequests> {
   Co<void> Pace(std::chrono::nanoseconds pause);
   // In the order of the calls. An error says why nobody hears of it.
   Co<absl::Status> Publish(uint64_t id, agent::v1::GuestEvent event);
+  // `turn`: its place among all.
+  Co<absl::Status> PublishInTurn(uint64_t turn, agent::v1::GuestEvent event);
   Co<void> AwaitTurn(uint64_t turn);
   Co<absl::StatusOr<KeyGuard>> Enter(std::string container_id);
   void Leave(const std::string& container_id);
@@ -105,9 +113,16 @@ class HostRequests : public std::enable_shared_from_this<HostRequests> {
   bool vm_lost_ = false;
   Event changed_;
   std::set<std::string> busy_;
+  // What has been told of a container.
+  struct Told {
+    bool created = false;
+    bool exited = false;
+    uint32_t exit_status = 0;
+    int64_t exited_at_ns = 0;
+  };
   // Containers of which the guest may tell: prepared once and not told to be deleted. What is
   // journalled says less: what a guest no longer holds may be released before its end is told.
-  std::set<std::string> told_of_;
+  std::map<std::string, Told> told_of_;
   // Containers that nobody holds and whose release has failed.
   std::set<std::string> unreleased_;
   bool retrying_ = false;

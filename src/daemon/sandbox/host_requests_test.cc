@@ -191,6 +191,50 @@ TEST_F(HostRequestsTest, AnEventThatIsSentAgainIsPublishedOnce) {
   EXPECT_EQ(world_.containerd.events.size(), 2u);
 }
 
+TEST_F(HostRequestsTest, AVmsEndIsTheEndOfItsContainers) {
+  agent::v1::HostRequest request;
+  auto& event = *request.mutable_event();
+  const auto tell = [&](const char* id, std::initializer_list<agent::v1::GuestEvent::Kind> kinds) {
+    event.set_container_id(id);
+    for (const auto kind : kinds) {
+      event.set_kind(kind);
+      EXPECT_EQ(world_.Await(requests_->Handle(request)).code(), 0);
+    }
+  };
+  for (const char* id : {"c1", "c2", "c3", "c4"}) {
+    world_.containerd.containers[id] = world_.containerd.containers["c1"];
+    ASSERT_EQ(Prepare(id).code(), 0);
+  }
+  using agent::v1::GuestEvent;
+  event.set_exit_status(7);
+  tell("c1", {GuestEvent::CREATED, GuestEvent::STARTED});
+  tell("c2", {GuestEvent::CREATED, GuestEvent::STARTED, GuestEvent::EXITED});
+  tell("c3", {GuestEvent::CREATED, GuestEvent::EXITED, GuestEvent::DELETED});
+  world_.containerd.events.clear();
+  OnStrand([this] {
+    requests_->Refuse();
+    requests_->TellEnds(5);
+  });
+  // c3 was deleted, and of c4 there never was a task.
+  std::vector<std::string> told;
+  for (const auto& published : world_.containerd.events) {
+    if (published.topic == "/tasks/exit") {
+      containerd::events::TaskExit exit;
+      ASSERT_TRUE(exit.ParseFromString(published.event));
+      told.push_back(absl::StrCat("exit ", exit.container_id(), " ", exit.exit_status(), " ",
+                                  exit.exited_at().nanos()));
+    } else {
+      containerd::events::TaskDelete deleted;
+      ASSERT_TRUE(deleted.ParseFromString(published.event));
+      told.push_back(absl::StrCat("delete ", deleted.container_id(), " ", deleted.exit_status()));
+    }
+  }
+  EXPECT_THAT(told, testing::ElementsAre("exit c1 255 5", "delete c1 255", "delete c2 7"));
+  // Once.
+  OnStrand([this] { requests_->TellEnds(5); });
+  EXPECT_EQ(world_.containerd.events.size(), 3u);
+}
+
 TEST_F(HostRequestsTest, RefusesOnceTheSandboxIsStopped) {
   requests_->Refuse();
   EXPECT_EQ(Prepare("c1").code(), static_cast<int>(absl::StatusCode::kUnavailable));

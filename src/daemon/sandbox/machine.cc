@@ -91,6 +91,7 @@ void Machine::Ended(ExitRecord exit) {
   env_->metrics->VmEnded(HowItEnded());
   if (agent_ != nullptr) agent_->Close();
   requests_->SetVm(nullptr);
+  requests_->TellEnds(exit_.exited_at_ns() != 0 ? exit_.exited_at_ns() : RealtimeNs());
   if (on_exit_) on_exit_(exit_);
 }
 

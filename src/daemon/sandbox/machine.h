@@ -69,6 +69,7 @@ class Machine : public std::enable_shared_from_this<Machine> {
   using TimePoint = std::chrono::steady_clock::time_point;
 
   Co<absl::Status> MakeHost(const runtime::v1::PodSandboxConfig& pod);
+  Co<absl::Status> CheckRoom(Record now, uint64_t asked_bytes);
   Co<absl::Status> MakeNetwork();
   Co<absl::Status> Launch();
   Co<absl::Status> WaitUntilReady();

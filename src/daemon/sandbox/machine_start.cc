@@ -80,6 +80,20 @@ Co<absl::Status> Machine::Start(runtime::v1::PodSandboxConfig pod) {
   co_return status;
 }
 
+// The host would kill a VM that is larger than its pod's cgroup holds.
+Co<absl::Status> Machine::CheckRoom(Record now, uint64_t asked_bytes) {
+  auto blocking = RunBlocking(*env_->blocking, [env = env_, now] {
+    return env->cgroups->MemoryLimitAbove(now.cgroup_parent, now.id);
+  });
+  const absl::StatusOr<uint64_t> above = co_await std::move(blocking);
+  if (!above.ok()) co_return Annotate(above.status(), "read the memory limit of the pod's cgroup");
+  const uint64_t room = RoomFor(now, env_->config, *above);
+  if (asked_bytes <= room) co_return absl::OkStatus();
+  co_return absl::FailedPreconditionError(
+      absl::StrCat("annotations: ", kMemoryAnnotation, ": the pod's cgroup is limited to ",
+                   *above / kMebibyte, " MiB, in which a VM has room for ", room / kMebibyte));
+}
+
 // Everything that lies around a VM.
 Co<absl::Status> Machine::MakeHost(const runtime::v1::PodSandboxConfig& pod) {
   const PhaseTimer timer(env_->metrics, StartPhase::kHost);
@@ -87,9 +101,15 @@ Co<absl::Status> Machine::MakeHost(const runtime::v1::PodSandboxConfig& pod) {
   const Config::Sizing& sizing = env_->config.SizingOf(now.runtime_handler);
   const absl::StatusOr<MachineSize> asked = AskedSize(pod, sizing, HostMemory());
   if (!asked.ok()) co_return asked.status();
+  const MachineSize needed = SizeOf(pod.linux().resources(), sizing);
+  if (asked->memory_bytes > needed.memory_bytes) {
+    auto check = CheckRoom(now, asked->memory_bytes);
+    const absl::Status room = co_await std::move(check);
+    if (!room.ok()) co_return room;
+  }
   absl::StatusOr<uint32_t> uid = env_->uids->Take();
   if (!uid.ok()) co_return uid.status();
-  const MachineSize size = LargerOf(SizeOf(pod.linux().resources(), sizing), *asked);
+  const MachineSize size = LargerOf(needed, *asked);
   const vmm::Capabilities& can = env_->driver->capabilities();
   const MachineSize largest = LargestSize(size, sizing, HostMemory());
   absl::Status status = record_->Update([&](Record& record) {

@@ -187,6 +187,14 @@ TEST(StatusInfoTest, IsAlwaysJson) {
   EXPECT_EQ(json["pid"], 7);
   EXPECT_EQ(json["config"]["metadata"]["name"], "n");
   EXPECT_EQ(json["runtimeType"], "io.containerd.magnetar.v1");
+  record.vcpus = 1;
+  record.wanted_vcpus = 3;
+  record.memory_bytes = 10;
+  const auto vm = nlohmann::json::parse(VmInfoJson(snapshot, record), nullptr, false);
+  ASSERT_TRUE(vm.is_object());
+  EXPECT_EQ(vm["vcpus"], 1);
+  EXPECT_EQ(vm["wantedVcpus"], 3);
+  EXPECT_EQ(vm["wantedMemoryBytes"], 10);
   record.pod_config = "\xff";
   EXPECT_FALSE(
       nlohmann::json::parse(StatusInfoJson(snapshot, record), nullptr, false).is_discarded());

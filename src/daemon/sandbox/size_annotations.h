@@ -12,6 +12,8 @@
 // where the configuration lets it. No state, no I/O but HostMemory.
 namespace magnetar::daemon {
 
+inline constexpr char kMemoryAnnotation[] = "io.magnetar.vm.memory_mib";
+
 // 0 where the pod asks for nothing. PERMISSION_DENIED if the configuration does not let it ask;
 // INVALID_ARGUMENT for what is no number, or more than a pod may grow to, or unknown. Both name
 // the annotation.

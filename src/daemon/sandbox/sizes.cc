@@ -164,17 +164,20 @@ MachineSize WantedSize(const Record& record, const Config& config, uint64_t memo
   MachineSize size{.vcpus = record.vcpus, .memory_bytes = BootMemory(record)};
   // Processors are never taken away: the quotas of both cgroups keep what is not to be used.
   size.vcpus = std::max(size.vcpus, std::min(desired.vcpus, record.max_vcpus));
-  uint64_t most = std::max(record.max_memory_bytes, size.memory_bytes);
-  if (memory_limit_above != 0) {
-    const uint64_t around = AroundGuest(record, config.SizingOf(record.runtime_handler));
-    most = std::min(most, memory_limit_above - std::min(memory_limit_above, around));
-  }
+  const uint64_t most = std::min(std::max(record.max_memory_bytes, size.memory_bytes),
+                                 RoomFor(record, config, memory_limit_above));
   if (desired.memory_bytes > size.memory_bytes && most > size.memory_bytes) {
     const uint64_t more = RoundUp(desired.memory_bytes - size.memory_bytes, vmm::kMemoryStep);
     const uint64_t room = (most - size.memory_bytes) / vmm::kMemoryStep * vmm::kMemoryStep;
     size.memory_bytes += std::min(more, room);
   }
   return size;
+}
+
+uint64_t RoomFor(const Record& record, const Config& config, uint64_t memory_limit_above) {
+  if (memory_limit_above == 0) return std::numeric_limits<uint64_t>::max();
+  const uint64_t around = AroundGuest(record, config.SizingOf(record.runtime_handler));
+  return memory_limit_above - std::min(memory_limit_above, around);
 }
 
 absl::Status CheckFits(const Record& record, const LinuxContainerResources& pod,

@@ -44,6 +44,10 @@ ContainerLimits LimitsOfSpec(const std::string& container_id, const std::string&
 // runs out of memory, and kills one process, not the host, which would kill the VM.
 MachineSize WantedSize(const Record& record, const Config& config, uint64_t memory_limit_above);
 
+// How much memory a VM may have within `memory_limit_above`, beside what is around the guest;
+// the largest number where there is no limit.
+uint64_t RoomFor(const Record& record, const Config& config, uint64_t memory_limit_above);
+
 // FAILED_PRECONDITION names the limit that the sandbox's VM cannot grow to.
 absl::Status CheckFits(const Record& record, const runtime::v1::LinuxContainerResources& pod,
                        const Config& config);

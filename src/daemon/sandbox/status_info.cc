@@ -62,6 +62,11 @@ json PodConfig(const runtime::v1::PodSandboxConfig& c) {
   return out;
 }
 
+// Labels may hold anything; the answer is UTF-8.
+std::string Utf8(const json& info) {
+  return info.dump(-1, ' ', false, json::error_handler_t::replace);
+}
+
 }  // namespace
 
 std::string StatusInfoJson(const SandboxSnapshot& snapshot, const Record& record) {
@@ -78,11 +83,15 @@ std::string StatusInfoJson(const SandboxSnapshot& snapshot, const Record& record
                {"runtimeOptions", nullptr}};
   runtime::v1::PodSandboxConfig pod;
   if (pod.ParseFromString(record.pod_config)) info["config"] = PodConfig(pod);
+  return Utf8(info);
+}
+
+std::string VmInfoJson(const SandboxSnapshot& snapshot, const Record& record) {
   json processes = json::array();
   for (const RecordedProcess& p : record.processes) {
     processes.push_back({{"name", p.name}, {"pid", p.identity.pid}});
   }
-  info["magnetar"] = {
+  const json info = {
       {"state", std::string(SandboxStateName(snapshot.state))},
       {"vmm", record.vmm},
       {"vcpus", record.vcpus},
@@ -95,8 +104,7 @@ std::string StatusInfoJson(const SandboxSnapshot& snapshot, const Record& record
       {"uid", record.uid},
       {"exitReason", record.exit_reason},
       {"processes", std::move(processes)}};
-  // Labels may hold anything; the answer is UTF-8.
-  return info.dump(-1, ' ', false, json::error_handler_t::replace);
+  return Utf8(info);
 }
 
 }  // namespace magnetar::daemon

@@ -17,9 +17,6 @@ BOUNDS = (
     *(processes.Bound(what, kind, 20, "") for what in ("descriptors", "threads")
       for kind in ("containerd", "daemon", "supervisor", "QEMU", "virtiofsd")),
 )
-# What containerd 2.1.9 may keep of each output (core/transfer/streaming/reader.go): a goroutine that finds its stream closed as it grants a
-# window waits for ever for somebody to tell it to.
-STREAM_MIB = 20 / 1024
 # The share of a run after which everything has warmed up.
 WARM = 0.25
 PROBE_SHARE = 0.95
@@ -55,12 +52,9 @@ def report(node, begun, ended, probe_limit):
 
     trends = [("after warming up", "each of", "samples", "median", "growth", "bound")]
     since = begun + WARM * (ended - begun)
-    streams = 2 * sum(len(node.calls.seconds().get(method, ())) for method in ("ExecSync", "StartContainer"))
     # The other programs are a VM's.
     bounds = [bound for bound in BOUNDS if node.handler != "runc" or bound.of in ("containerd", "daemon")]
     for bound in bounds:
-        if (bound.what, bound.of) == ("memory", "containerd") and node.handler != "runc":
-            bound = dataclasses.replace(bound, growth=round(bound.growth + streams * STREAM_MIB))
         trend = node.samples.trend(bound, since, ended)
         name = f"{bound.of}: {bound.what}"
         if not trend:
