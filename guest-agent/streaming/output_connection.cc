@@ -74,7 +74,7 @@ Co<absl::Status> OutputConnection::SendClaimed() {
   co_return co_await std::move(write);
 }
 
-Co<absl::Status> OutputConnection::Send(streaming::OutputStream::Source source) {
+Co<absl::Status> OutputConnection::Send(streaming::OutputStream::Source source, bool may_pass) {
   if (!source.unsent.empty()) {
     auto write = Write(source.unsent);
     const absl::Status status = co_await std::move(write);
@@ -84,22 +84,23 @@ Co<absl::Status> OutputConnection::Send(streaming::OutputStream::Source source) 
   int family = 0;
   socklen_t size = sizeof(family);
   ::getsockopt(socket_.native_handle(), SOL_SOCKET, SO_DOMAIN, &family, &size);
-  if (family == AF_UNIX) {
-    if (!source.fd.ok()) {
-      absl::StatusOr<UniqueFd> nothing = EndedSource();
-      if (!nothing.ok()) co_return nothing.status();
-      source.fd = *std::move(nothing);
-    }
-    auto pass = Pass(std::move(source.fd));
-    co_return co_await std::move(pass);
-  }
-  if (source.fd.ok()) {
-    auto copy = Copy(std::move(source.fd));
+  const bool multiplexed = family == AF_UNIX;
+  if (source.fd.ok() && !(multiplexed && may_pass)) {
+    auto copy = Copy(std::exchange(source.fd, UniqueFd()));
     const absl::Status status = co_await std::move(copy);
     if (!status.ok()) co_return status;
   }
-  ::shutdown(socket_.native_handle(), SHUT_WR);
-  co_return absl::OkStatus();
+  if (!multiplexed) {
+    ::shutdown(socket_.native_handle(), SHUT_WR);
+    co_return absl::OkStatus();
+  }
+  if (!source.fd.ok()) {
+    absl::StatusOr<UniqueFd> nothing = EndedSource();
+    if (!nothing.ok()) co_return nothing.status();
+    source.fd = *std::move(nothing);
+  }
+  auto pass = Pass(std::move(source.fd));
+  co_return co_await std::move(pass);
 }
 
 Co<absl::Status> OutputConnection::Pass(UniqueFd source) {

@@ -15,7 +15,7 @@
 namespace magnetar::guest {
 
 // The guest's end of a connection of magnetar/output.h. The source of a stream that comes by the
-// multiplexer is passed to that (magnetar/mux.h), any other one is copied here. One thread.
+// multiplexer can be passed to that (magnetar/mux.h), any other one is copied here. One thread.
 class OutputConnection : public streaming::OutputStream::Reader,
                          public std::enable_shared_from_this<OutputConnection> {
  public:
@@ -24,8 +24,9 @@ class OutputConnection : public streaming::OutputStream::Reader,
   // The stream's id.
   Co<absl::StatusOr<std::string>> ReadId();
   Co<absl::Status> SendClaimed();
-  // Returns when all that `source` will give is in others' hands.
-  Co<absl::Status> Send(streaming::OutputStream::Source source);
+  // Returns when all that `source` will give is in others' hands. `may_pass`: the multiplexer may
+  // read it.
+  Co<absl::Status> Send(streaming::OutputStream::Source source, bool may_pass);
   // Calls `gone` when the host has closed the connection, or Cut() has. Once.
   void Watch(std::function<void()> gone);
   bool gone() const { return gone_; }

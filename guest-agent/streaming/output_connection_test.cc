@@ -1,4 +1,5 @@
-// Connections of magnetar/output.h, over a multiplexer and over a socket of another kind.
+// Connections of magnetar/output.h: over a multiplexer that is handed what they carry, over one
+// that is not, and over a socket of another kind.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
@@ -13,6 +14,7 @@
 
 #include "guest-agent/streaming/stream_registry.h"
 #include "guest-agent/testing/loop.h"
+#include "magnetar/descriptor_message.h"
 #include "magnetar/mux.h"
 #include "magnetar/output.h"
 #include "magnetar/ports.h"
@@ -28,7 +30,7 @@ using testing::Wire;
 
 using Clock = std::chrono::steady_clock;
 
-enum class Kind { kMux, kSocket };
+enum class Kind { kMux, kMuxWithoutSources, kSocket };
 
 std::pair<UniqueFd, UniqueFd> UnixPair() {
   int fds[2];
@@ -63,7 +65,8 @@ class OutputConnectionTest : public ::testing::TestWithParam<Kind> {
     if (::pipe2(fds, O_CLOEXEC | O_NONBLOCK) != 0) std::abort();
     read_.reset(fds[0]);
     write_.reset(fds[1]);
-    if (GetParam() != Kind::kMux) return;
+    if (GetParam() == Kind::kSocket) return;
+    if (GetParam() == Kind::kMuxWithoutSources) registry_.KeepSources();
     auto [host, guest] = UnixPair();
     mux_ = mux::Host::Create(std::move(host));
     guest_mux_ = mux::Guest::Create(std::move(guest), [this](uint32_t, UniqueFd stream) {
@@ -86,7 +89,7 @@ class OutputConnectionTest : public ::testing::TestWithParam<Kind> {
   // The host's end, which has named a stream.
   UniqueFd Open(const std::string& id) {
     UniqueFd host;
-    if (GetParam() == Kind::kMux) {
+    if (GetParam() != Kind::kSocket) {
       auto connected = loop_.Run(mux_->Connect(kOutputPort));
       EXPECT_TRUE(connected.ok()) << connected.status();
       host = *std::move(connected);
@@ -136,9 +139,11 @@ class OutputConnectionTest : public ::testing::TestWithParam<Kind> {
   absl::Status status_;
 };
 
-INSTANTIATE_TEST_SUITE_P(By, OutputConnectionTest, ::testing::Values(Kind::kMux, Kind::kSocket),
+INSTANTIATE_TEST_SUITE_P(By, OutputConnectionTest,
+                         ::testing::Values(Kind::kMux, Kind::kMuxWithoutSources, Kind::kSocket),
                          [](const auto& info) {
-                           return info.param == Kind::kMux ? "mux" : "socket";
+                           if (info.param == Kind::kSocket) return "socket";
+                           return info.param == Kind::kMux ? "mux" : "mux_without_sources";
                          });
 
 TEST_P(OutputConnectionTest, CarriesAllOfItAndTheEnd) {
@@ -327,6 +332,39 @@ TEST_P(OutputConnectionTest, TheEndWaitsAMomentForWhoeverOpensTheStream) {
   EXPECT_EQ(Read(host, 4), std::string(1, kOutputClaimed) + "all");
   host.reset();
   loop_.Until([&] { return sent; });
+}
+
+// What a multiplexer would get: never the pipe itself, at which it could come to wait.
+TEST(OutputSourcesTest, AreKept) {
+  Loop loop;
+  StreamRegistry registry(loop.executor());
+  registry.KeepSources();
+  auto [host, guest] = UnixPair();
+  asio::co_spawn(loop.context, registry.ServeOutput(std::move(guest)), asio::detached);
+  ASSERT_EQ(::send(host.get(),
+                   "\x08"
+                   "c-stdout",
+                   9, 0),
+            9);
+  int fds[2];
+  ASSERT_EQ(::pipe2(fds, O_CLOEXEC | O_NONBLOCK), 0);
+  const UniqueFd written(fds[1]);
+  const auto output = registry.ClaimOutput("c-stdout");
+  ASSERT_TRUE(output.ok());
+  (*output)->SetSource(UniqueFd(fds[0]));
+  ASSERT_EQ(::write(written.get(), "text", 4), 4);
+  std::string got;
+  UniqueFd passed;
+  loop.Until([&] {
+    char buffer[64];
+    const ssize_t n = ReceiveWithDescriptor(host.get(), buffer, sizeof(buffer), passed);
+    if (n > 0) got.append(buffer, static_cast<size_t>(n));
+    return passed.ok() || got.size() == 5;
+  });
+  EXPECT_FALSE(passed.ok());
+  EXPECT_EQ(got, std::string(1, kOutputClaimed) + "text");
+  host.reset();
+  loop.Until([&] { return !(*output)->attached(); });
 }
 
 }  // namespace

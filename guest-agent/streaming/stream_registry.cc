@@ -121,7 +121,7 @@ Co<absl::Status> StreamRegistry::Serve(std::shared_ptr<ttrpc::Stream> peer) {
 }
 
 Co<absl::Status> StreamRegistry::HandOver(OutputConnection& connection,
-                                          streaming::OutputStream& output) {
+                                          streaming::OutputStream& output, bool may_pass) {
   while (!output.claimed()) {
     if (connection.gone()) co_return absl::OkStatus();
     co_await output.Changed();
@@ -132,7 +132,7 @@ Co<absl::Status> StreamRegistry::HandOver(OutputConnection& connection,
   while (!connection.gone()) {
     std::optional<streaming::OutputStream::Source> source = output.Take(connection);
     if (source.has_value()) {
-      auto send = connection.Send(*std::move(source));
+      auto send = connection.Send(*std::move(source), may_pass);
       co_return co_await std::move(send);
     }
     co_await output.Changed();
@@ -155,7 +155,7 @@ Co<absl::Status> StreamRegistry::ServeOutput(UniqueFd socket) {
   const std::shared_ptr<streaming::OutputStream> output = entry->output;
   output->Attach(connection);
   connection->Watch([output] { output->Wake(); });
-  auto hand_over = HandOver(*connection, *output);
+  auto hand_over = HandOver(*connection, *output, may_pass_);
   const absl::Status status = co_await std::move(hand_over);
   if (!status.ok()) connection->Cut();
   while (!connection->gone()) co_await output->Changed();

@@ -43,6 +43,11 @@ class StreamRegistry {
   // The same for a connection of magnetar/output.h.
   Co<absl::Status> ServeOutput(UniqueFd connection);
 
+  // From here on the multiplexer is handed no pipe of a process. Whoever reads a pipe waits for the
+  // one that writes to it, which Linux lets wait for a file meanwhile (sendfile, a page of the data
+  // that is not there yet): if that file comes through the multiplexer, both would wait for ever.
+  void KeepSources() { may_pass_ = false; }
+
   size_t size() const { return streams_.size(); }
 
  private:
@@ -53,13 +58,15 @@ class StreamRegistry {
   };
 
   // Once a process has the stream, gives its source to the connection. Returns early if that goes.
-  static Co<absl::Status> HandOver(OutputConnection& connection, streaming::OutputStream& output);
+  static Co<absl::Status> HandOver(OutputConnection& connection, streaming::OutputStream& output,
+                                   bool may_pass);
   absl::StatusOr<Entry> Attach(const std::string& id);
   absl::StatusOr<Entry*> Claim(const std::string& id, bool input);
   void EraseUnclaimed(const std::string& id);
   void Detached(const std::string& id, const Entry& served);
 
   asio::any_io_executor executor_;
+  bool may_pass_ = true;
   std::map<std::string, Entry> streams_;
   size_t unclaimed_ = 0;
   // Unclaimed ones without a peer, oldest first.
