@@ -42,7 +42,9 @@ absl::StatusOr<UniqueFd> CloneTree(int source, const TreeOptions& options) {
   if (!tree.ok()) return ErrnoStatus(errno, "open_tree");
   struct mount_attr all = {};
   all.propagation = options.follow_host ? MS_SLAVE : MS_PRIVATE;
-  if (options.read_only == TreeOptions::ReadOnly::kAll) all.attr_set = MOUNT_ATTR_RDONLY;
+  // A device node that a guest has made is not for its file server, which opens none anyway.
+  all.attr_set = MOUNT_ATTR_NODEV;
+  if (options.read_only == TreeOptions::ReadOnly::kAll) all.attr_set |= MOUNT_ATTR_RDONLY;
   struct mount_attr top = {};
   if (options.read_only == TreeOptions::ReadOnly::kTop) top.attr_set = MOUNT_ATTR_RDONLY;
   if (::mount_setattr(tree.get(), "", AT_EMPTY_PATH | AT_RECURSIVE, &all, sizeof(all)) != 0 ||
@@ -109,6 +111,7 @@ absl::StatusOr<UniqueFd> MakeOverlay(const std::vector<std::string>& options,
     if (!tree.ok()) return ErrnoStatus(errno, "open_tree");
     struct mount_attr attributes = {};
     attributes.propagation = MS_PRIVATE;
+    attributes.attr_set = MOUNT_ATTR_NODEV;
     if (::mount_setattr(tree.get(), "", AT_EMPTY_PATH, &attributes, sizeof(attributes)) != 0) {
       return ErrnoStatus(errno, "mount_setattr");
     }
