@@ -22,6 +22,7 @@
 #include "guest-agent/pod/pod.h"
 #include "guest-agent/storage/container_mounts.h"
 #include "guest-agent/storage/mount.h"
+#include "guest-agent/storage/share_stream.h"
 #include "guest-agent/streaming/stream_registry.h"
 #include "guest-agent/task/crun.h"
 #include "guest-agent/task/task_connection.h"
@@ -85,7 +86,9 @@ class Server {
   StreamRegistry streams_{executor_};
   HostRequests host_{executor_};
   CgroupEvents cgroup_events_{executor_};
-  Pod pod_{PodPaths(), [this](const agent::v1::Network& n) { return network_.Configure(n); }};
+  ShareStream share_stream_;
+  Pod pod_{PodPaths(), [this](const agent::v1::Network& n) { return network_.Configure(n); },
+           &share_stream_};
   KernelContainerMounts mounts_{guest_paths_, &pod_.memory()};
   TaskManager tasks_;
   TaskConnections task_connections_{executor_, tasks_, streams_};
@@ -137,6 +140,10 @@ void Server::Connected(uint32_t port, UniqueFd connection) {
       break;
     case kOutputPort:
       asio::co_spawn(main_loop_, ServeOutput(&streams_, std::move(connection)), asio::detached);
+      break;
+    case kFileSharePort:
+      streams_.KeepSources();
+      share_stream_.Offer(std::move(connection));
       break;
     default:
       break;

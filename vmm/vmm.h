@@ -13,6 +13,7 @@
 #include "magnetar/co.h"
 #include "magnetar/supervisor.pb.h"
 #include "magnetar/unique_fd.h"
+#include "vmm/file_share.h"
 
 // The one interface to a virtual machine monitor, written for cloud-hypervisor,
 // QEMU and StratoVirt. A driver turns a machine's shape into processes that
@@ -78,7 +79,8 @@ struct MachineSpec {
   std::string extra_cmdline;  // appended to the driver's own
   TransportKind transport = TransportKind::kMux;
   uint32_t guest_cid = 0;        // kKernelVsock
-  std::string shared_directory;  // exported by virtiofs with tag "shared"; empty: none
+  std::string shared_directory;  // exported by `file_share`; empty: none
+  const FileShare* file_share = &kVirtiofs;
   std::vector<NicSpec> nics;
   uint32_t uid = 0;
   uint32_t gid = 0;
@@ -91,6 +93,7 @@ struct MachineSpec {
 struct LaunchPlan {
   std::vector<supervisor::v1::Process> processes;
   supervisor::v1::Transport transport;
+  std::vector<supervisor::v1::GuestStream> guest_streams;
   std::vector<UniqueFd> descriptors;
 };
 

@@ -35,7 +35,8 @@ constexpr char kAgent[] = "magnetar.agent.v1.Agent";
 constexpr uint32_t kMinimumProtocol = 1;
 
 // See HelloResponse in agent.proto.
-constexpr const char* kFeatures[] = {"huge-pages", "release-retry", "resize", "shutdown-deadline"};
+constexpr const char* kFeatures[] = {"9p", "huge-pages", "release-retry", "resize",
+                                     "shutdown-deadline"};
 
 // For a processor that was announced to be there.
 constexpr auto kCpuTimeout = std::chrono::seconds(10);

@@ -34,7 +34,8 @@ class AgentServiceTest : public ::testing::Test {
 
   testing::Loop loop_;
   TaskManager tasks_{loop_.executor(), TaskEnvironment()};
-  Pod pod_{PodPaths(), nullptr};
+  ShareStream share_stream_;
+  Pod pod_{PodPaths(), nullptr, &share_stream_};
   int unmounts_ = 0;
   absl::Status unmount_status_;
   std::shared_ptr<const ttrpc::Services> services_;

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -12,6 +13,7 @@
 #include "guest-agent/util/log.h"
 #include "magnetar/files.h"
 #include "magnetar/ids.h"
+#include "magnetar/ports.h"
 #include "magnetar/status.h"
 
 namespace magnetar::guest {
@@ -19,6 +21,9 @@ namespace {
 
 constexpr uint64_t kDefaultShmBytes = 64 << 20;
 constexpr uint64_t kDefaultReserveBytes = 32 << 20;
+
+// The host makes its streams as soon as this guest has knocked.
+constexpr std::chrono::seconds kStreamTimeout{20};
 
 absl::StatusOr<bool> IsMounted(const std::string& path) {
   const auto mounts = MountsBelow(path);
@@ -63,7 +68,7 @@ absl::Status Pod::Setup(const agent::v1::SetupSandboxRequest& request) {
   MAGNETAR_RETURN_IF_ERROR(Annotate(SetHostname(request.hostname()), "hostname"));
   MAGNETAR_RETURN_IF_ERROR(Annotate(WriteFiles(request), "pod files"));
   MAGNETAR_RETURN_IF_ERROR(Annotate(MountShm(request.shm_size_bytes()), "shm"));
-  MAGNETAR_RETURN_IF_ERROR(Annotate(MountShared(request.shared_tag()), "shared directory"));
+  MAGNETAR_RETURN_IF_ERROR(Annotate(MountShared(request), "shared directory"));
   const uint64_t reserve =
       request.memory_reserve_bytes() == 0 ? kDefaultReserveBytes : request.memory_reserve_bytes();
   const absl::StatusOr<uint64_t> total = MemoryTotal(paths_.meminfo);
@@ -111,12 +116,18 @@ absl::Status Pod::MountShm(uint64_t size_bytes) {
   return Mount("shm", target, "tmpfs", *mounted ? flags | MS_REMOUNT : flags, data);
 }
 
-absl::Status Pod::MountShared(const std::string& tag) {
-  if (tag.empty()) return absl::OkStatus();
+absl::Status Pod::MountShared(const agent::v1::SetupSandboxRequest& request) {
+  const uint32_t port = request.shared_port();
+  if (request.shared_tag().empty() && port == 0) return absl::OkStatus();
+  if (port != 0 && (port != kFileSharePort || !request.shared_tag().empty())) {
+    return absl::InvalidArgumentError(absl::StrCat("shared_port: ", port));
+  }
   const auto mounted = IsMounted(paths_.shared);
   if (!mounted.ok()) return mounted.status();
   if (*mounted) return absl::OkStatus();
-  return Mount(tag, paths_.shared, "virtiofs", 0, "");
+  if (port == 0) return Mount(request.shared_tag(), paths_.shared, "virtiofs", 0, "");
+  const absl::StatusOr<UniqueFd> stream = share_stream_->Take(kStreamTimeout);
+  return stream.ok() ? MountNinep(*stream, paths_.shared) : stream.status();
 }
 
 absl::Status Pod::HoldPidNamespace() {

@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "guest-agent/pod/pod_memory.h"
+#include "guest-agent/storage/share_stream.h"
 #include "magnetar/agent.pb.h"
 
 namespace magnetar::guest {
@@ -27,10 +28,12 @@ struct PodPaths {
 // pool, one call at a time; the getters are safe from everywhere.
 class Pod {
  public:
-  // `configure_network` is network/network.h's, or a fake.
-  Pod(PodPaths paths, std::function<absl::Status(const agent::v1::Network&)> configure_network)
+  // `configure_network` is network/network.h's, or a fake. `share_stream` outlives this.
+  Pod(PodPaths paths, std::function<absl::Status(const agent::v1::Network&)> configure_network,
+      ShareStream* share_stream)
       : paths_(std::move(paths)),
         configure_network_(std::move(configure_network)),
+        share_stream_(share_stream),
         memory_(paths_.cgroup) {}
   Pod(const Pod&) = delete;
   Pod& operator=(const Pod&) = delete;
@@ -53,11 +56,12 @@ class Pod {
  private:
   absl::Status SetHostname(const std::string& hostname);
   absl::Status WriteFiles(const agent::v1::SetupSandboxRequest& request);
-  absl::Status MountShared(const std::string& tag);
+  absl::Status MountShared(const agent::v1::SetupSandboxRequest& request);
   absl::Status MountShm(uint64_t size_bytes);
 
   const PodPaths paths_;
   const std::function<absl::Status(const agent::v1::Network&)> configure_network_;
+  ShareStream* const share_stream_;
   PodMemory memory_;
   mutable std::mutex mutex_;
   std::string sandbox_id_;

@@ -72,7 +72,9 @@ TEST(Pod, RefusesAnotherSandboxAndStrangeRequests) {
   const testing::TempDir dir;
   PodPaths paths;
   paths.pod = dir / "pod";
-  Pod pod(paths, [](const agent::v1::Network&) { return absl::OkStatus(); });
+  ShareStream stream;
+  Pod pod(
+      paths, [](const agent::v1::Network&) { return absl::OkStatus(); }, &stream);
   agent::v1::SetupSandboxRequest request;
   request.set_sandbox_id("../x");
   request.set_vmm_pid(1);
@@ -90,7 +92,9 @@ TEST(Pod, WritesAllFilesThatContainersGetBound) {
   dir.Write("pod/shm", "");
   PodPaths paths;
   paths.pod = dir / "pod";
-  Pod pod(paths, [](const agent::v1::Network&) { return absl::OkStatus(); });
+  ShareStream stream;
+  Pod pod(
+      paths, [](const agent::v1::Network&) { return absl::OkStatus(); }, &stream);
   agent::v1::SetupSandboxRequest request;
   request.set_sandbox_id("x");
   request.set_vmm_pid(1);

@@ -57,6 +57,7 @@ absl::Status Transport::Accept(uint32_t port, UniqueFd connection) {
     case kAgentPort:
     case kForwardPort:
     case kOutputPort:
+    case kFileSharePort:
       asio::post(main_loop_, [this, port, fd = std::make_shared<UniqueFd>(std::move(connection))] {
         connected_(port, std::move(*fd));
       });
@@ -76,7 +77,8 @@ absl::Status Transport::StartMux() {
 }
 
 absl::Status Transport::StartVsock(uint32_t ready_port) {
-  for (const uint32_t port : {kTaskPort, kAgentPort, kForwardPort, kHeartbeatPort, kOutputPort}) {
+  for (const uint32_t port :
+       {kTaskPort, kAgentPort, kForwardPort, kHeartbeatPort, kOutputPort, kFileSharePort}) {
     absl::StatusOr<UniqueFd> listener = ListenVsock(port);
     if (!listener.ok()) return listener.status();
     auto accept = [this, port](UniqueFd connection) {

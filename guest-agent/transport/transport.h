@@ -28,7 +28,7 @@ struct TransportOptions {
 class Transport {
  public:
   // Called on the main loop with a connection to `port` (kTaskPort, kAgentPort, kForwardPort,
-  // kOutputPort).
+  // kOutputPort, kFileSharePort).
   using Connected = std::function<void(uint32_t port, UniqueFd connection)>;
   // Called on the transport's thread when the way to the host is lost for good.
   using Lost = std::function<void(absl::Status)>;

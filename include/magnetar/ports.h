@@ -8,7 +8,7 @@ namespace magnetar {
 inline constexpr uint32_t kTaskPort = 1024;       // containerd: Task v3 and Streaming v1
 inline constexpr uint32_t kAgentPort = 1025;      // daemon: agent.proto Agent
 inline constexpr uint32_t kForwardPort = 1026;    // supervisor: port-forward (see forward.h)
-inline constexpr uint32_t kFileSharePort = 1027;  // reserved: 9p on a stream
+inline constexpr uint32_t kFileSharePort = 1027;  // supervisor: the shared directory, by 9p
 inline constexpr uint32_t kHeartbeatPort = 1028;  // daemon: agent.proto Heartbeat
 inline constexpr uint32_t kOutputPort = 1029;     // supervisor: stdout and stderr (see output.h)
 

@@ -93,8 +93,8 @@ struct Daemon {
   std::unique_ptr<HttpServer> metrics_server;
 };
 
-// The supervisor's path is a link to the version that is installed: a daemon keeps to the one it
-// was started with, also after a newer one has been put beside it.
+// What VMs are started with is a link to the version that is installed: a daemon keeps to the one
+// it was started with, also after a newer one has been put beside it.
 std::string ResolveOnce(const std::string& path) {
   std::error_code error;
   const std::filesystem::path resolved = std::filesystem::canonical(path, error);
@@ -102,6 +102,7 @@ std::string ResolveOnce(const std::string& path) {
 }
 
 absl::Status Daemon::Make() {
+  options.config.vm.vmm_9p_path = ResolveOnce(options.config.vm.vmm_9p_path);
   const Config& config = options.config;
   MAGNETAR_RETURN_IF_ERROR(MakeRunDirectory(config.run_dir));
   absl::StatusOr<UniqueFd> locked = LockRunDirectory(config.run_dir);

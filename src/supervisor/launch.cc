@@ -69,6 +69,12 @@ absl::Status ValidateLaunch(const v1::Launch& launch) {
       (transport.kernel_vsock().ready_listener_fd() <= 0 || transport.kernel_vsock().cid() < 3)) {
     return absl::InvalidArgumentError("launch.transport.kernel_vsock: no guest CID or listener");
   }
+  for (const v1::GuestStream& stream : launch.guest_streams()) {
+    if (transport.has_native() || stream.fd() <= 2 || stream.port() == 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("launch.guest_streams: port ", stream.port(), ", descriptor ", stream.fd()));
+    }
+  }
   return absl::OkStatus();
 }
 

@@ -57,6 +57,12 @@ TEST(Launch, NamesTheBadField) {
   launch.mutable_processes(0)->add_descriptors()->set_source(2);
   expect(launch, "descriptor 2");
   launch = Valid();
+  launch.add_guest_streams()->set_port(7);
+  expect(launch, "guest_streams");
+  launch = Valid();
+  launch.add_guest_streams()->set_fd(9);
+  expect(launch, "guest_streams");
+  launch = Valid();
   launch.clear_control_listener_fd();
   expect(launch, "control_listener_fd");
   launch = Valid();

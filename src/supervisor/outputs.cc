@@ -28,7 +28,7 @@ namespace {
 
 using streaming::OutputStream;
 
-constexpr std::chrono::seconds kGuestDeadline{10};
+constexpr std::chrono::seconds kOutputDeadline{10};
 constexpr std::chrono::milliseconds kRetryPause{500};
 constexpr ttrpc::Limits kLimits = {.max_received_bytes = 64 << 10,
                                    .max_streams = 1,
@@ -100,7 +100,7 @@ bool Outputs::MakeRoom() {
 }
 
 Co<absl::Status> Outputs::Open(std::shared_ptr<Output> output) {
-  auto connect = Bounded({.limit = kGuestDeadline}, link_->Connect(kOutputPort));
+  auto connect = Bounded({.limit = kOutputDeadline}, link_->Connect(kOutputPort));
   absl::StatusOr<UniqueFd> guest = co_await std::move(connect);
   if (!guest.ok()) co_return guest.status();
   if (output->forgotten) co_return absl::CancelledError("nobody waits for it");

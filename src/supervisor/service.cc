@@ -17,7 +17,7 @@ using ttrpc::CallContext;
 constexpr char kService[] = "magnetar.supervisor.v1.Supervisor";
 
 // supervisor.proto explains them.
-constexpr const char* kFeatures[] = {"kernel-vsock", "mux", "port-forward"};
+constexpr const char* kFeatures[] = {"kernel-vsock", "mux", "port-forward", "guest-streams"};
 
 template <typename T>
 using Result = Co<absl::StatusOr<T>>;

@@ -53,6 +53,7 @@ void Renumber(supervisor::v1::Launch& launch, Renumbering& number) {
       d.set_source(number(d.source()));
     }
   }
+  for (supervisor::v1::GuestStream& s : *launch.mutable_guest_streams()) s.set_fd(number(s.fd()));
   supervisor::v1::Transport& transport = *launch.mutable_transport();
   if (transport.has_mux()) transport.mutable_mux()->set_fd(number(transport.mux().fd()));
   if (transport.has_kernel_vsock()) {

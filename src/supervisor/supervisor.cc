@@ -21,6 +21,7 @@
 #include "src/supervisor/exit_file.h"
 #include "src/supervisor/forward_server.h"
 #include "src/supervisor/guest_link.h"
+#include "src/supervisor/guest_stream.h"
 #include "src/supervisor/hybrid_server.h"
 #include "src/supervisor/idle_trim.h"
 #include "src/supervisor/machine.h"
@@ -169,6 +170,11 @@ absl::Status RunSupervisor(const v1::Launch& launch) {
     if (forward_listener.is_open()) {
       asio::co_spawn(context, ServeForward(forward_listener, access, launch.forward_port()),
                      end_with("port forwarding"));
+    }
+    for (const v1::GuestStream& stream : launch.guest_streams()) {
+      MAGNETAR_RETURN_IF_ERROR(SetNonBlocking(stream.fd()));
+      asio::co_spawn(context, ServeGuestStream(UniqueFd(stream.fd()), stream.port(), access),
+                     end_with("the shared directory"));
     }
     asio::co_spawn(context, AwaitReady(**link, machine, trim), asio::detached);
   }

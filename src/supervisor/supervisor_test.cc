@@ -169,6 +169,48 @@ TEST_F(SupervisorTest, ReadyThenStreams) {
   EXPECT_TRUE(absl::IsUnavailable(Dial(8).status()));
 }
 
+// A socketpair of which the supervisor gets one end, for a port of the guest.
+UniqueFd AddGuestStream(v1::Launch& launch, UniqueFd& theirs, uint32_t port) {
+  int ends[2];
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) std::abort();
+  theirs.reset(ends[1]);
+  v1::GuestStream& stream = *launch.add_guest_streams();
+  stream.set_fd(theirs.get());
+  stream.set_port(port);
+  return UniqueFd(ends[0]);
+}
+
+TEST_F(SupervisorTest, AGuestStreamLeadsIntoTheGuest) {
+  AddGuest("echo");
+  UniqueFd theirs;
+  const UniqueFd ours = AddGuestStream(launch_, theirs, 7);
+  Start();
+  theirs.reset();
+  const std::string text(1 << 20, 'x');
+  std::thread writer([&] {
+    EXPECT_EQ(::send(ours.get(), text.data(), text.size(), MSG_NOSIGNAL),
+              static_cast<ssize_t>(text.size()));
+    ::shutdown(ours.get(), SHUT_WR);
+  });
+  EXPECT_EQ(ReadToEnd(ours.get()).size(), text.size());
+  writer.join();
+  ASSERT_TRUE(WaitReady().ok());
+}
+
+TEST_F(SupervisorTest, AGuestThatTakesNoStreamLosesItsVm) {
+  AddGuest("echo");
+  UniqueFd theirs;
+  const UniqueFd ours = AddGuestStream(launch_, theirs, 9);
+  Start();
+  theirs.reset();
+  auto exit = Call<v1::WaitExitResponse>("WaitExit", v1::WaitExitRequest());
+  ASSERT_TRUE(exit.ok()) << exit.status();
+  EXPECT_TRUE(absl::StrContains(exit->exit().reason(),
+                                "the shared directory: connect to the guest: nothing listens"))
+      << exit->exit().reason();
+  EXPECT_EQ(ReadToEnd(ours.get()), "");
+}
+
 TEST_F(SupervisorTest, StateNamesTheProcesses) {
   AddProcess("helper", {"/bin/sleep", "1000"});
   AddGuest("echo");

@@ -89,6 +89,20 @@ def newest_stack():
     yield from _closing(Stack("containerd-2.4"), warm=True)
 
 
+@pytest.fixture(scope="session")
+def ninep_stack():
+    """The same with files by 9p."""
+    yield from _closing(Stack(daemon_settings={"vm": {"file_share": "9p"}}), warm=True)
+
+
+@pytest.fixture(scope="module", params=["shared_stack", "ninep_stack"], ids=["virtiofs", "9p"])
+def sharing_stack(request):
+    """A stack for each way in which files of the host reach a guest."""
+    if request.param != "shared_stack" and not settings.IS_VM:
+        pytest.skip("plain containers have one")
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture
 def stack(request, shared_stack):
     """The shared stack, with the host compared before and after the test."""

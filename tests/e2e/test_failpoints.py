@@ -12,7 +12,7 @@ import signal
 import pytest
 
 from harness import ROOT
-from harness.host import processes_of
+from harness.host import FILE_SERVERS, processes_of
 from stack.crictl import CrictlError
 from stack.services import wait_until
 
@@ -112,7 +112,7 @@ def test_failpoint(own_stack, point, how):
     settle(stack, before)
 
 
-PARTS = ("qemu-system", "vmm-supervisor", "virtiofsd")
+PARTS = ("qemu-system", "vmm-supervisor", *FILE_SERVERS)
 # The points at which a VM runs.
 WITH_VM = ("start.supervisor", "start.ready", "start.hello", "start.guest", "container.", "storage.", "teardown.asked",
            "teardown.guest", "teardown.supervisor")
@@ -141,7 +141,8 @@ def test_another_dies_at_a_point(own_stack, point, victim):
     stack = own_stack
     before = stack.snapshot()[0]
     stack.daemon.service.stop()
-    stack.start_daemon(debug={"failpoints": [f"{point}=stop"]}, containerd=FEW)
+    share = {"file_share": "9p"} if victim == "vmm-9p" else {}
+    stack.start_daemon(debug={"failpoints": [f"{point}=stop"]}, containerd=FEW, vm=share)
     daemon = stack.daemon.service.pid
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         living = pool.submit(attempt, life, stack)

@@ -16,7 +16,7 @@ from harness.stackfixture import Stack
 pytestmark = pytest.mark.vm
 
 PROGRAMS = ("usr/bin/vmm-sandboxer", "usr/bin/magnetarctl", "usr/bin/containerd-shim-magnetar-v1",
-            "usr/libexec/magnetar/vmm-supervisor")
+            "usr/libexec/magnetar/vmm-supervisor", "usr/libexec/magnetar/vmm-9p")
 FILES = ("etc/magnetar/vmm-sandboxer.toml", "usr/share/magnetar/vmm-sandboxer.toml", "usr/share/magnetar/containerd-magnetar.toml",
          "usr/share/magnetar/runtimeclass.yaml", "usr/lib/systemd/system/vmm-sandboxer.service",
          "usr/share/doc/magnetar/operation.md", "usr/share/doc/magnetar/configuration.md",
@@ -43,7 +43,7 @@ def test_everything_is_where_the_documents_say(installed):
         assert (installed / name).is_file(), name
     for name in PROGRAMS:
         assert (installed / name).stat().st_mode & stat.S_IXOTH, name
-    for link in ("usr/lib/magnetar/guest/current", "usr/libexec/magnetar/vmm-supervisor"):
+    for link in ("usr/lib/magnetar/guest/current", "usr/libexec/magnetar/vmm-supervisor", "usr/libexec/magnetar/vmm-9p"):
         # Relative, as the digest beside it: it holds on the host too.
         target = pathlib.Path(os.readlink(installed / link))
         assert not target.is_absolute() and re.fullmatch(r"[0-9a-f]{8,64}", target.parts[0]), (link, target)

@@ -14,14 +14,14 @@ import pytest
 
 from harness import crilog
 from harness.controller import Controller
-from harness.host import processes_of
+from harness.host import FILE_SERVERS, processes_of
 from stack.crictl import CrictlError
 from stack.services import ServiceError, start_time, wait_dead, wait_until
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
 
 
-PARTS = ("qemu-system", "vmm-supervisor", "virtiofsd")
+PARTS = ("qemu-system", "vmm-supervisor", *FILE_SERVERS)
 
 
 @pytest.fixture
@@ -209,6 +209,10 @@ def dies(pod, container):
 @pytest.mark.parametrize("victim", PARTS)
 def test_part_of_a_sandbox_killed(own_stack, before, victim):
     """VMM, supervisor and file server share one fate: the pod is dead at once, and removable."""
+    if victim == "vmm-9p":
+        own_stack.daemon.service.stop()
+        own_stack.daemon.settings = {"vm": {"file_share": "9p"}}
+        own_stack.start_daemon()
     pod = own_stack.new_pod()
     container = pod.shell()
     pids = pod.processes(victim)

@@ -56,18 +56,22 @@ def test_vmm_is_powerless(stack):
         assert not strange, strange
 
 
+def check_lives_in_the_pod(pod, name):
+    for pid in pod.processes(name):
+        assert f"magnetar-{pod.id}" in pathlib.Path(f"/proc/{pid}/cgroup").read_text(), name
+        assert int(pathlib.Path(f"/proc/{pid}/oom_score_adj").read_text()) >= 0, name
+
+
 def test_vmm_lives_in_the_pod(stack):
     with stack.pod() as pod:
         pod.shell()
         for name in ("qemu-system", "virtiofsd"):
-            for pid in pod.processes(name):
-                assert f"magnetar-{pod.id}" in pathlib.Path(f"/proc/{pid}/cgroup").read_text(), name
-                assert int(pathlib.Path(f"/proc/{pid}/oom_score_adj").read_text()) >= 0, name
+            check_lives_in_the_pod(pod, name)
         inode = os.stat(pod.netns()).st_ino
         assert os.stat(f"/proc/{pod.vmm()}/ns/net").st_ino == inode
 
 
-def test_file_server_is_confined(stack):
+def test_virtiofsd_is_confined(stack):
     with stack.pod() as pod:
         pod.shell()
         servers = pod.processes("virtiofsd")
@@ -81,3 +85,24 @@ def test_file_server_is_confined(stack):
             for kind in ("mnt", "net", "pid"):
                 assert os.stat(f"/proc/{pid}/ns/{kind}").st_ino != os.stat(f"/proc/self/ns/{kind}").st_ino, kind
             assert sorted(os.listdir(f"/proc/{pid}/root")) == sorted(os.listdir(stack.sandbox_record(pod) / "shared"))
+
+
+def test_9p_server_is_confined(ninep_stack):
+    with ninep_stack.pod() as pod:
+        pod.shell()
+        (pid,) = pod.processes("vmm-9p")
+        check_lives_in_the_pod(pod, "vmm-9p")
+        for task in os.listdir(f"/proc/{pid}/task"):
+            now = status(f"{pid}/task/{task}")
+            assert now["NoNewPrivs"] == ["1"] and now["Seccomp"] == ["2"], now
+            # chown, dac_override, dac_read_search, fowner, fsetid, setgid, setuid, mknod, setfcap
+            for name in ("CapPrm", "CapEff", "CapBnd"):
+                assert int(now[name][0], 16) & ~0x880000df == 0, now
+            assert int(now["CapInh"][0], 16) == int(now["CapAmb"][0], 16) == 0, now
+        for kind in ("mnt", "net", "ipc", "uts"):
+            assert os.stat(f"/proc/{pid}/ns/{kind}").st_ino != os.stat(f"/proc/self/ns/{kind}").st_ino, kind
+        # Nothing of the host's, not even /proc: what is mounted there is the pod's.
+        assert sorted(os.listdir(f"/proc/{pid}/root")) == sorted(os.listdir(ninep_stack.sandbox_record(pod) / "shared"))
+        mounts = [line.split() for line in pathlib.Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
+        assert all(mount[4] == "/" or mount[4].count("/") == 2 for mount in mounts), mounts
+        assert all("nodev" in mount[5].split(",") for mount in mounts), mounts

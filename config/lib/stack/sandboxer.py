@@ -9,6 +9,7 @@ from .services import Service
 PROGRAMS = {
     "vmm-sandboxer": "src/daemon/vmm-sandboxer",
     "vmm-supervisor": "src/supervisor/vmm-supervisor",
+    "vmm-9p": "src/ninep/vmm-9p",
     "magnetarctl": "src/ctl/magnetarctl",
     "containerd-shim-magnetar-v1": "src/shim/containerd-shim-magnetar-v1",
 }
@@ -44,7 +45,8 @@ class Sandboxer:
             "containerd": {"address": str(self.containerd_socket)},
             "guest": {"kernel": str(self.guest / "vmlinux"), "initrd": str(self.guest / "initrd.img"),
                       "image": str(self.guest / "root.erofs")},
-            "vm": {"supervisor_path": str(self.program("vmm-supervisor")), "start_timeout_seconds": 110},
+            "vm": {"supervisor_path": str(self.program("vmm-supervisor")), "vmm_9p_path": str(self.program("vmm-9p")),
+                   "start_timeout_seconds": 110},
             "debug": {},
         }
         for extra in (self.settings, overrides):

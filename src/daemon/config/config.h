@@ -60,12 +60,14 @@ struct Config {
   };
 
   struct Vm {
-    std::string vmm = "auto";        // auto, qemu
-    std::string accel = "auto";      // auto, kvm, tcg
-    std::string transport = "auto";  // auto, vsock, mux
+    std::string vmm = "auto";             // auto, qemu
+    std::string accel = "auto";           // auto, kvm, tcg
+    std::string transport = "auto";       // auto, vsock, mux
+    std::string file_share = "virtiofs";  // virtiofs, 9p
     Sizing size;
     std::string qemu_path = "/usr/bin/qemu-system-x86_64";
     std::string virtiofsd_path = "/usr/lib/qemu/virtiofsd";
+    std::string vmm_9p_path = "/usr/libexec/magnetar/vmm-9p";
     std::string supervisor_path = "/usr/libexec/magnetar/vmm-supervisor";
     std::chrono::seconds start_timeout{60};
     // What a guest may take for unmounting and syncing before its VM is ended.

@@ -12,6 +12,7 @@
 #include "src/daemon/metrics/fake_metrics.h"
 #include "src/daemon/metrics/prometheus_metrics.h"
 #include "src/daemon/sandbox/testing/fake_world.h"
+#include "vmm/file_share.h"
 
 namespace magnetar::daemon {
 namespace {
@@ -95,7 +96,7 @@ TEST_F(SandboxCollectorTest, AFileServerWorksInAChild) {
   Record record = world_.Get("a")->record();
   const ProcessIdentity identity = record.processes[0].identity;
   record.processes[0].vmm = false;
-  record.processes[0].name = kFileServer;
+  record.processes[0].name = vmm::kVirtiofs.server;
   // What a daemon that comes later reads.
   ASSERT_TRUE(WriteRecord(world_.Directory("a"), record).ok());
   Process(identity.pid, identity.start_time_ticks, 10);

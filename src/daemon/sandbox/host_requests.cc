@@ -85,8 +85,10 @@ bool SameStep(const ContainerStep& a, const ContainerStep& b) {
 }
 
 std::optional<ProcessIdentity> FileServer(const RecordFile& record) {
-  for (const RecordedProcess& process : record.Get().processes) {
-    if (process.name == kFileServer) return process.identity;
+  const Record now = record.Get();
+  const vmm::FileShare* share = vmm::FindFileShare(now.file_share);
+  for (const RecordedProcess& process : now.processes) {
+    if (share != nullptr && process.name == share->server) return process.identity;
   }
   return std::nullopt;
 }

@@ -103,6 +103,8 @@ class Machine : public std::enable_shared_from_this<Machine> {
   Co<absl::Status> EndVm(bool ask_guest);
   Co<absl::Status> Undo(Step step, bool ask_guest);
   void Forgive(const absl::Status& written) const;
+  // Of this sandbox; only while it starts, when it is what the configuration says.
+  const vmm::FileShare* Share() const;
   std::string Path(const std::string& name) const;
 
   const Environment* env_;

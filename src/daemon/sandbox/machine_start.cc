@@ -53,6 +53,11 @@ std::string PodHostname(const runtime::v1::PodSandboxConfig& pod, const std::str
 
 }  // namespace
 
+const vmm::FileShare* Machine::Share() const {
+  // The configuration names no other.
+  return vmm::FindFileShare(env_->config.vm.file_share);
+}
+
 absl::Status Machine::CheckKilled() const {
   return killed_.empty() ? absl::OkStatus() : absl::CancelledError(killed_);
 }
@@ -121,6 +126,7 @@ Co<absl::Status> Machine::MakeHost(const runtime::v1::PodSandboxConfig& pod) {
     record.max_vcpus = can.resize_cpus ? largest.vcpus : size.vcpus;
     record.max_memory_bytes = can.resize_memory ? largest.memory_bytes : size.memory_bytes;
     record.vmm = std::string(env_->driver->name());
+    record.file_share = env_->config.vm.file_share;
   });
   if (!status.ok()) {
     // What the record holds is given back with it.
@@ -199,6 +205,7 @@ Co<absl::Status> Machine::Launch() {
     spec.guest_cid = *cid;
   }
   spec.shared_directory = Path("shared");
+  spec.file_share = Share();
   for (size_t i = 0; i < network_.taps.size(); ++i) {
     const PodTap& tap = network_.taps[i];
     spec.nics.push_back({absl::StrCat("nic", i), tap.mac, tap.mtu, tap.fd.get()});
@@ -220,6 +227,9 @@ Co<absl::Status> Machine::Launch() {
     *launch.add_processes() = std::move(process);
   }
   *launch.mutable_transport() = plan->transport;
+  for (supervisor::v1::GuestStream& stream : plan->guest_streams) {
+    *launch.add_guest_streams() = std::move(stream);
+  }
   launch.set_ring_bytes(static_cast<uint32_t>(env_->config.vm.console_ring_kib << 10));
   launch.set_unkillable_after_seconds(
       static_cast<uint32_t>(env_->config.guest.unkillable_after.count()));
@@ -286,6 +296,11 @@ Co<absl::Status> Machine::LearnProcesses() {
         "vmm-supervisor speaks protocol ", hello->protocol(), ", this daemon at least ",
         kOldestSupervisorProtocol, ": vm.supervisor_path is too old"));
   }
+  const auto& can = hello->features();
+  if (Share()->port != 0 && std::find(can.begin(), can.end(), "guest-streams") == can.end()) {
+    co_return absl::FailedPreconditionError(
+        absl::StrCat("vm.file_share is ", Share()->name, ": vm.supervisor_path is too old for it"));
+  }
   auto state_call = supervisor_->State();
   absl::StatusOr<supervisor::v1::StateResponse> state = co_await std::move(state_call);
   if (!state.ok()) co_return Annotate(state.status(), "ask vmm-supervisor for its processes");
@@ -339,7 +354,15 @@ Co<absl::Status> Machine::SetupGuest(const runtime::v1::PodSandboxConfig& pod) {
   request.set_hosts(HostsFile(request.hostname(), addresses));
   for (const auto& [key, value] : pod.linux().sysctls()) (*request.mutable_sysctls())[key] = value;
   *request.mutable_network() = network_.guest;
-  request.set_shared_tag("shared");
+  const vmm::FileShare& share = *Share();
+  const std::string feature(share.guest_feature);
+  if (!feature.empty() && std::find(now.agent_features.begin(), now.agent_features.end(),
+                                    feature) == now.agent_features.end()) {
+    co_return absl::FailedPreconditionError(
+        absl::StrCat("vm.file_share is ", share.name, ": the guest image is too old for it"));
+  }
+  request.set_shared_tag(share.tag);
+  request.set_shared_port(share.port);
   request.set_memory_reserve_bytes(env_->config.guest.memory_reserve_mib << 20);
   std::string entropy(64, '\0');
   if (::getentropy(entropy.data(), entropy.size()) == 0) request.set_entropy(std::move(entropy));

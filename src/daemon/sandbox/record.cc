@@ -77,6 +77,7 @@ Record FromJson(const json& j) {
   Get(j, "runtime_handler", &r.runtime_handler);
   Get(j, "cgroup_parent", &r.cgroup_parent);
   Get(j, "vmm", &r.vmm);
+  Get(j, "file_share", &r.file_share);
   Get(j, "agent_protocol", &r.agent_protocol);
   Get(j, "agent_features", &r.agent_features);
   Get(j, "uid", &r.uid);
@@ -175,6 +176,7 @@ std::string RecordToJson(const Record& r) {
                   {"runtime_handler", r.runtime_handler},
                   {"cgroup_parent", r.cgroup_parent},
                   {"vmm", r.vmm},
+                  {"file_share", r.file_share},
                   {"agent_protocol", r.agent_protocol},
                   {"agent_features", r.agent_features},
                   {"uid", r.uid},

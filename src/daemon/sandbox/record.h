@@ -21,11 +21,10 @@ inline constexpr int kRecordSchema = 1;
 inline constexpr char kRecordFile[] = "sandbox.json";
 inline constexpr size_t kMaxRecordBytes = 4 << 20;
 
-inline constexpr char kFileServer[] = "virtiofsd";
 inline constexpr char kSupervisor[] = "supervisor";
 
 struct RecordedProcess {
-  std::string name;  // kSupervisor, "qemu", kFileServer
+  std::string name;  // kSupervisor, "qemu", that of its FileShare
   ProcessIdentity identity;
   bool vmm = false;
 };
@@ -66,7 +65,8 @@ struct Record {
   std::string netns_path;
   std::string runtime_handler;
   std::string cgroup_parent;
-  std::string vmm;  // "qemu"
+  std::string vmm;                      // "qemu"
+  std::string file_share = "virtiofs";  // vmm/file_share.h
   // Hello's of the agent, which outlives daemons.
   uint32_t agent_protocol = 0;
   std::vector<std::string> agent_features;

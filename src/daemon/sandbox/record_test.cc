@@ -19,6 +19,7 @@ Record Sample() {
   record.netns_path = "/var/run/netns/x";
   record.cgroup_parent = "/kubepods/pod1";
   record.vmm = "qemu";
+  record.file_share = "9p";
   record.agent_protocol = 1;
   record.agent_features = {"x"};
   record.uid = 1900000001;
@@ -41,6 +42,7 @@ TEST(RecordTest, RoundTrip) {
   EXPECT_EQ(after->pod_config, before.pod_config);
   EXPECT_EQ(after->created_at_ns, before.created_at_ns);
   EXPECT_EQ(after->steps, before.steps);
+  EXPECT_EQ(after->file_share, "9p");
   EXPECT_EQ(after->agent_protocol, 1u);
   EXPECT_EQ(after->agent_features, before.agent_features);
   ASSERT_EQ(after->processes.size(), 1u);
@@ -49,6 +51,12 @@ TEST(RecordTest, RoundTrip) {
   ASSERT_EQ(after->container_steps.size(), 1u);
   EXPECT_EQ(after->container_steps[0].serial, "mgt-1");
   EXPECT_EQ(RecordToJson(*after), RecordToJson(before));
+}
+
+TEST(RecordTest, WhatHasNoFileShareIsOfADaemonThatKnewOne) {
+  const auto record = RecordFromJson(R"({"schema":1,"id":"a"})");
+  ASSERT_TRUE(record.ok()) << record.status();
+  EXPECT_EQ(record->file_share, "virtiofs");
 }
 
 TEST(RecordTest, UnknownKeysAreForLaterDaemons) {

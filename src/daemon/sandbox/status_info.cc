@@ -94,6 +94,7 @@ std::string VmInfoJson(const SandboxSnapshot& snapshot, const Record& record) {
   const json info = {
       {"state", std::string(SandboxStateName(snapshot.state))},
       {"vmm", record.vmm},
+      {"fileShare", record.file_share},
       {"vcpus", record.vcpus},
       {"memoryBytes", record.memory_bytes},
       {"wantedVcpus", std::max(record.wanted_vcpus, record.vcpus)},

@@ -10,8 +10,8 @@
 
 // The mount namespace of a sandbox's file server, in which all is mounted that the sandbox shares:
 // nothing of it is in the host's. There a mount below a directory would keep its owner from
-// removing it, and everything ends with the file server. Its root is the shared directory
-// (virtiofsd's sandbox=namespace).
+// removing it, and everything ends with the file server. Its root is the shared directory, with
+// every FileShare (vmm/file_share.h).
 namespace magnetar::daemon {
 
 // NOT_FOUND: the process has ended. FAILED_PRECONDITION: it has no mount namespace of its own.

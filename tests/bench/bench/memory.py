@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-NAMES = {"qemu-system": "VMM", "virtiofsd": "file server", "vmm-supervisor": "supervisor"}
+NAMES = {"qemu-system": "VMM", "virtiofsd": "file server", "vmm-9p": "file server", "vmm-supervisor": "supervisor"}
 
 
 def usage(pid):

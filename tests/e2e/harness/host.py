@@ -8,6 +8,7 @@ from . import ROOT  # noqa: F401
 from stack import network, teardown
 
 CGROUPS = pathlib.Path("/sys/fs/cgroup")
+FILE_SERVERS = ("virtiofsd", "vmm-9p")
 
 
 def _netns_inode(path):
@@ -53,12 +54,13 @@ class Host:
     def shared(self):
         """What file servers have mounted for containers, in their own namespaces."""
         found = set()
-        for pid in processes_of("virtiofsd", f"{self.run}/"):
-            try:
-                lines = pathlib.Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
-            except OSError:
-                continue
-            found.update(f"{line.split()[4]} of virtiofsd {pid}" for line in lines if line.split()[4].count("/") > 1)
+        for name in FILE_SERVERS:
+            for pid in processes_of(name, f"{self.run}/"):
+                try:
+                    lines = pathlib.Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
+                except OSError:
+                    continue
+                found.update(f"{line.split()[4]} of {name} {pid}" for line in lines if line.split()[4].count("/") > 1)
         return found
 
     def links(self):

@@ -84,7 +84,8 @@ class Samples:
 def program_pids(containerd, daemon, sandboxes):
     """{kind: {name: pid}} of a stack's programs."""
     found = {"containerd": {"containerd": containerd}, "daemon": {"daemon": daemon}}
-    kinds = {"qemu-system": "QEMU", "vmm-supervisor": "supervisor", "virtiofsd": "virtiofsd"}
+    kinds = {"qemu-system": "QEMU", "vmm-supervisor": "supervisor", "virtiofsd": "file server",
+             "vmm-9p": "file server"}
     for entry in pathlib.Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue

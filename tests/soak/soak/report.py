@@ -12,10 +12,10 @@ BOUNDS = (
     processes.Bound("memory", "daemon", 2),
     processes.Bound("memory", "supervisor", 1),
     processes.Bound("memory", "QEMU", 4),
-    processes.Bound("memory", "virtiofsd", 1),
+    processes.Bound("memory", "file server", 1),
     processes.Bound("memory", "guest", 2),
     *(processes.Bound(what, kind, 20, "") for what in ("descriptors", "threads")
-      for kind in ("containerd", "daemon", "supervisor", "QEMU", "virtiofsd")),
+      for kind in ("containerd", "daemon", "supervisor", "QEMU", "file server")),
 )
 # The share of a run after which everything has warmed up.
 WARM = 0.25
