@@ -352,6 +352,19 @@ TEST_F(VmTest, AGuestThatRefusesToLetGo) {
   EXPECT_TRUE(absl::IsFailedPrecondition(Await(context_, vm->RemoveNic("nic1"))));
 }
 
+TEST_F(VmTest, WhatWasLeftOfANicGoes) {
+  FakeQmp server([](const Command& c) -> std::vector<json> {
+    if (c.name == "device_del") return {Error("DeviceNotFound", "no nic1")};
+    if (c.name == "netdev_del") return {Error("DeviceNotFound", "no nic1-tap")};
+    if (c.arguments["fdname"] == "nic1-vhost") return {Error("GenericError", "no nic1-vhost")};
+    return {Return()};
+  });
+  auto vm = Attach(server);
+  EXPECT_TRUE(absl::IsNotFound(Await(context_, vm->RemoveNic("nic1"))));
+  EXPECT_THAT(Names(server), ElementsAre("device_del", "netdev_del", "closefd", "closefd"));
+  EXPECT_EQ(server.commands()[3].arguments, json({{"fdname", "nic1-tap"}}));
+}
+
 TEST_F(VmTest, AVmThatDiesMeanwhile) {
   FakeQmp* pointer = nullptr;
   FakeQmp server([&](const Command& c) -> std::vector<json> {
