@@ -5,7 +5,8 @@ import contextlib
 import pytest
 
 from harness import netns
-from harness.podnetwork import Guest, cni_network, run
+from harness.podnetwork import Guest, PodNetns, cni_network, run
+from stack.crictl import CrictlError
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 
@@ -32,7 +33,7 @@ def uplink(stack):
         run("ip", "-n", stack.netns, "link", "del", "up0")
 
 
-def test_several_addresses_and_an_mtu(stack):
+def test_two_networks_with_several_addresses_and_an_mtu(stack):
     second = {"type": "bridge", "bridge": "second0", "isGateway": True, "mtu": 2800,
               "ipam": static("10.66.0.2/24", "10.66.0.3/24", "fd66::2/64", "fd66::3/64", routes=["10.200.0.0/16"])}
     second["ipam"]["addresses"][0]["gateway"] = "10.66.0.1"
@@ -43,11 +44,12 @@ def test_several_addresses_and_an_mtu(stack):
             addresses = guest.addresses("eth1")
             for address in ("10.66.0.2/24", "10.66.0.3/24", "fd66::2/64", "fd66::3/64"):
                 assert address in addresses
-            assert "10.200.0.0/16" in guest.routes()
+            routes = guest.routes()
+            assert "10.200.0.0/16" in routes and "default via 10.123.0.1 dev eth0" in routes
             serve(guest, "second")
             for address in ("10.66.0.2", "10.66.0.3", pod.addresses()[0]):
                 assert b"second" in netns.http_get(stack.netns, address, 8090), address
-            # Packets of the whole MTU.
+            # Packets of the whole MTU, unbroken.
             assert guest.container.exec("ping", "-c1", "-W5", "-s", "2772", "10.66.0.1").returncode == 0
     finally:
         run("ip", "-n", stack.netns, "link", "del", "second0", check=False)
@@ -76,3 +78,29 @@ def test_macvlan(stack):
             for address in ("10.67.0.2", "fd67::2"):
                 assert b"macvlan" in netns.http_get(stack.netns, address, 8090), address
             assert guest.container.exec("ping", "-c1", "-W5", "10.67.0.1").returncode == 0
+
+
+def test_macvtap_from_the_start(stack):
+    with uplink(stack) as device:
+        run("ip", "-n", stack.netns, "link", "add", "link", device, "name", "mvt0", "type", "macvtap", "mode", "bridge")
+        plugin = {"type": "host-device", "device": "mvt0", "ipam": static("10.67.0.2/24", "fd67::2/64")}
+        with cni_network(stack, "second", plugin), stack.pod() as pod:
+            guest = Guest(pod.shell())
+            assert len(PodNetns(pod).taps()) == 1
+            serve(guest, "macvtap")
+            for address in ("10.67.0.2", "fd67::2"):
+                assert b"macvtap" in netns.http_get(stack.netns, address, 8090), address
+
+
+def test_a_tap_that_leads_nowhere_is_refused(stack):
+    """What CNI's tap plugin makes: the pod is not started, and the message says why."""
+    run("ip", "-n", stack.netns, "tuntap", "add", "mode", "tap", "name", "loose0")
+    try:
+        with cni_network(stack, "second", {"type": "host-device", "device": "loose0", "ipam": static("10.64.0.2/24")}):
+            with pytest.raises(CrictlError) as refused:
+                stack.new_pod()
+            assert "eth1: nobody holds the other end of this tap" in str(refused.value)
+    finally:
+        run("ip", "-n", stack.netns, "link", "del", "loose0", check=False)
+        for pod in stack.pods():
+            stack.crictl.run("rmp", "--force", pod["id"], check=False)

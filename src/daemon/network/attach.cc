@@ -1,6 +1,3 @@
-#include <net/if.h>
-
-#include <algorithm>
 #include <optional>
 #include <utility>
 
@@ -14,41 +11,17 @@
 #include "src/daemon/network/pod_interfaces.h"
 #include "src/daemon/network/pod_network.h"
 #include "src/daemon/network/snapshot.h"
-#include "src/daemon/network/tap.h"
-#include "src/daemon/network/traffic.h"
+#include "src/daemon/network/tie.h"
 
 namespace magnetar::daemon {
 namespace {
 
 // The functions of this namespace run in the pod's netns.
 
-// The tap is made before any qdisc and removed after all of them, so the taps
-// tell which qdiscs are ours. With `uid` only those of its VM, which may share the
-// namespace with another's by somebody's mistake.
 absl::Status Untie(nl_sock* socket, std::optional<uint32_t> uid) {
-  auto links = ReadLinks(socket);
-  if (!links.ok()) return links.status();
-  auto owners = ReadTapOwners();
-  if (!owners.ok()) return owners.status();
-  absl::Status result;
-  bool shared = false;
-  for (const LinkState& tap : *links) {
-    const auto index = InterfaceOfTap(tap);
-    if (!index.has_value()) continue;
-    const auto owner = owners->find(tap.index);
-    if (uid.has_value() && owner != owners->end() && owner->second != *uid) {
-      shared = true;
-      continue;
-    }
-    const auto interface = std::find_if(links->begin(), links->end(),
-                                        [&](const LinkState& l) { return l.index == *index; });
-    absl::Status status;
-    if (interface != links->end()) status = RemoveIngress(socket, *index, interface->name);
-    if (status.ok()) status = DeleteLink(socket, tap.name);
-    result.Update(status);
-  }
-  if (!shared) result.Update(RemoveForwarding());
-  return result;
+  const auto untied = UntieAll(socket, uid);
+  if (!untied.ok()) return untied.status();
+  return untied->shared ? absl::OkStatus() : RemoveForwarding();
 }
 
 // Removes what a crash may have left, unless a VM still uses it: a tap has a
@@ -68,21 +41,6 @@ absl::Status RemoveLeftovers(nl_sock* socket) {
   return found ? Untie(socket, std::nullopt) : absl::OkStatus();
 }
 
-absl::StatusOr<PodTap> Tie(nl_sock* socket, const LinkState& interface, uint32_t uid) {
-  PodTap tap{.interface = interface.name,
-             .tap = TapName(interface.index),
-             .mac = interface.mac,
-             .mtu = interface.mtu,
-             .fd = {}};
-  auto fd = CreateTap(socket, tap.tap, interface, uid);
-  if (!fd.ok()) return fd.status();
-  tap.fd = *std::move(fd);
-  const int tap_index = static_cast<int>(::if_nametoindex(tap.tap.c_str()));
-  MAGNETAR_RETURN_IF_ERROR(RedirectIngress(socket, tap_index, interface.index, tap.tap));
-  MAGNETAR_RETURN_IF_ERROR(RedirectIngress(socket, interface.index, tap_index, interface.name));
-  return tap;
-}
-
 absl::Status TieAll(nl_sock* socket, uint32_t uid, PodNetwork& network) {
   auto snapshot = ReadSnapshot(socket);
   if (!snapshot.ok()) return snapshot.status();
@@ -90,7 +48,7 @@ absl::Status TieAll(nl_sock* socket, uint32_t uid, PodNetwork& network) {
   if (!interfaces.ok()) return interfaces.status();
   network.guest = BuildGuestNetwork(*snapshot, *interfaces);
   for (const LinkState& interface : *interfaces) {
-    auto tap = Tie(socket, interface, uid);
+    auto tap = TieInterface(socket, interface, uid);
     if (!tap.ok()) return Annotate(tap.status(), absl::StrCat("tie ", interface.name));
     network.taps.push_back(*std::move(tap));
   }

@@ -11,9 +11,11 @@
 #include <set>
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "src/daemon/network/macvtap.h"
 
 namespace magnetar::daemon {
 namespace {
@@ -46,17 +48,36 @@ bool BelongsInGuest(const AddressState& address) {
   return (address.flags & (IFA_F_TEMPORARY | IFA_F_DADFAILED)) == 0;
 }
 
-absl::Status CheckTieable(const LinkState& link) {
+// What is there when a program on the host serves the other end of a tap.
+bool IsServedTap(const LinkState& link) { return link.kind == "tun" && link.carrier; }
+
+absl::Status CheckKind(const LinkState& link) {
+  constexpr absl::string_view kSupported =
+      "supported are veth, macvlan, macvtap, and taps whose other end a program on the host holds";
   if (link.kind.empty()) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        link.name,
-        ": physical interfaces cannot be given to a VM; supported are veth and macvlan"));
+    return absl::FailedPreconditionError(
+        absl::StrCat(link.name,
+                     ": physical interfaces cannot be given to a VM: there is no passthrough of "
+                     "devices (VFIO, SR-IOV); ",
+                     kSupported));
   }
-  if (link.kind != "veth" && link.kind != "macvlan") {
+  if (link.kind == "tun" && !link.carrier) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(link.name,
+                     ": nobody holds the other end of this tap, so it leads nowhere: a pod's VM "
+                     "needs no tap of the CNI plugin's, it gets one for each interface; ",
+                     kSupported));
+  }
+  if (link.kind != "veth" && link.kind != "macvlan" && link.kind != kMacvtap &&
+      !IsServedTap(link)) {
     return absl::FailedPreconditionError(absl::StrCat(link.name, ": interfaces of kind ", link.kind,
-                                                      " cannot be tied to a VM; supported are "
-                                                      "veth and macvlan"));
+                                                      " cannot be tied to a VM; ", kSupported));
   }
+  return absl::OkStatus();
+}
+
+absl::Status CheckTieable(const LinkState& link) {
+  if (absl::Status kind = CheckKind(link); !kind.ok()) return kind;
   if (link.mac.empty()) {
     return absl::FailedPreconditionError(absl::StrCat(link.name, ": has no Ethernet address"));
   }
@@ -69,6 +90,31 @@ absl::Status CheckTieable(const LinkState& link) {
         " that somebody else has put there; it would not see the VM's traffic as meant"));
   }
   return absl::OkStatus();
+}
+
+// What holds for those that are tied already, too: whatever they become, the guest must be able to
+// tell them apart and to name them.
+absl::Status CheckIdentity(const LinkState& link, const std::vector<LinkState>& selected) {
+  const bool printable =
+      std::all_of(link.name.begin(), link.name.end(), [](char c) { return c > ' ' && c <= '~'; });
+  if (!printable) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(absl::CHexEscape(link.name), ": its name has other than ASCII characters"));
+  }
+  for (const LinkState& other : selected) {
+    if (other.mac != link.mac) continue;
+    return absl::FailedPreconditionError(
+        absl::StrCat(link.name, ": has the Ethernet address of ", other.name,
+                     ", by which the guest tells its interfaces apart"));
+  }
+  return absl::OkStatus();
+}
+
+// Beside those that are selected already.
+absl::Status CheckPlace(const LinkState& link, const std::vector<LinkState>& selected) {
+  if (selected.size() < kMaxInterfaces) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(
+      link.name, ": a VM takes at most ", kMaxInterfaces, " interfaces; the pod has more"));
 }
 
 agent::v1::Route ToRoute(const RouteState& state, const std::string& device) {
@@ -129,22 +175,44 @@ std::optional<int> InterfaceOfTap(const LinkState& link) {
 }
 
 absl::StatusOr<std::vector<LinkState>> SelectInterfaces(const NetnsSnapshot& snapshot) {
-  std::vector<LinkState> selected;
-  for (const LinkState& link : snapshot.links) {
+  Selection selection = SelectLive(snapshot, {});
+  if (!selection.refused.empty()) return selection.refused[0].status;
+  return std::move(selection.interfaces);
+}
+
+Selection SelectLive(const NetnsSnapshot& snapshot, const std::set<int>& tied) {
+  std::vector<LinkState> links = snapshot.links;
+  const auto by_index = [](const LinkState& a, const LinkState& b) { return a.index < b.index; };
+  std::sort(links.begin(), links.end(), by_index);
+  Selection selection;
+  for (const LinkState& link : links) {
+    if (!tied.contains(link.index)) continue;
+    absl::Status status = CheckIdentity(link, selection.interfaces);
+    if (status.ok()) {
+      selection.interfaces.push_back(link);
+    } else {
+      selection.refused.push_back({link.index, link.name, std::move(status)});
+    }
+  }
+  for (const LinkState& link : links) {
     const bool addressed =
         std::any_of(snapshot.addresses.begin(), snapshot.addresses.end(),
                     [&link](const AddressState& a) { return a.link == link.index; });
-    if (link.loopback || (!link.up && !addressed)) continue;
-    if (absl::Status status = CheckTieable(link); !status.ok()) return status;
-    if (selected.size() == kMaxInterfaces) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          link.name, ": a VM takes at most ", kMaxInterfaces, " interfaces; the pod has more"));
+    if (link.loopback || InterfaceOfTap(link).has_value() || (!link.up && !addressed) ||
+        tied.contains(link.index)) {
+      continue;
     }
-    selected.push_back(link);
+    absl::Status status = CheckTieable(link);
+    if (status.ok()) status = CheckIdentity(link, selection.interfaces);
+    if (status.ok()) status = CheckPlace(link, selection.interfaces);
+    if (status.ok()) {
+      selection.interfaces.push_back(link);
+    } else {
+      selection.refused.push_back({link.index, link.name, std::move(status)});
+    }
   }
-  std::sort(selected.begin(), selected.end(),
-            [](const LinkState& a, const LinkState& b) { return a.index < b.index; });
-  return selected;
+  std::sort(selection.interfaces.begin(), selection.interfaces.end(), by_index);
+  return selection;
 }
 
 agent::v1::Network BuildGuestNetwork(const NetnsSnapshot& snapshot,
@@ -158,6 +226,7 @@ agent::v1::Network BuildGuestNetwork(const NetnsSnapshot& snapshot,
     interface.set_name(link.name);
     interface.set_mac(link.mac);
     interface.set_mtu(link.mtu);
+    interface.set_down(!link.up);
     std::vector<IpPrefix> networks;
     for (const AddressState& address : snapshot.addresses) {
       if (address.link != link.index || !BelongsInGuest(address)) continue;
@@ -165,8 +234,9 @@ agent::v1::Network BuildGuestNetwork(const NetnsSnapshot& snapshot,
       // Some CNI plugins (ptp) take the kernel's route to the address's network away, and
       // agent.proto knows no peers: then the address comes alone and the routes
       // as routes, since with a prefix the guest's kernel would make that route again.
-      // Link-local addresses keep theirs: neighbour discovery needs that route.
-      if (!IsMulticastOrLinkLocal(local) &&
+      // Link-local addresses keep theirs: neighbour discovery needs that route. An interface that
+      // is down has no routes at all.
+      if (link.up && !IsMulticastOrLinkLocal(local) &&
           (HasPeer(address) || !HasKernelRoute(snapshot, link, NetworkOf(local)))) {
         local.length = local.family == AF_INET ? 32 : 128;
       }

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -9,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "magnetar/agent.pb.h"
+#include "src/daemon/network/pod_network.h"
 #include "src/daemon/network/snapshot.h"
 
 // Decisions about a pod's namespace; no system calls.
@@ -26,6 +28,15 @@ inline constexpr size_t kMaxInterfaces = 4;
 // are no part of the pod (sit0, tunl0 and their like appear in every netns). FAILED_PRECONDITION
 // names the first one that cannot be tied, and why.
 absl::StatusOr<std::vector<LinkState>> SelectInterfaces(const NetnsSnapshot& snapshot);
+
+struct Selection {
+  std::vector<LinkState> interfaces;  // at most kMaxInterfaces, in order of their index
+  std::vector<RefusedInterface> refused;
+};
+
+// The same for a pod that runs: the interfaces with the indices `tied` are its already, stay
+// whatever becomes of them, and come before others; unless the guest could not tell them apart.
+Selection SelectLive(const NetnsSnapshot& snapshot, const std::set<int>& tied);
 
 // What the guest shall have: all addresses, link-local ones too (it derives none itself), but
 // temporary ones and those that somebody else turned out to have; routes of the main table without

@@ -139,6 +139,83 @@ TEST(SelectInterfacesTest, RefusesByNameWhatCannotBeTied) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("eth0: physical"));
 }
 
+TEST(SelectInterfacesTest, SaysThatThereIsNoPassthrough) {
+  NetnsSnapshot snapshot = BridgePod();
+  snapshot.links[1].kind = "";
+  EXPECT_THAT(std::string(SelectInterfaces(snapshot).status().message()),
+              HasSubstr("there is no passthrough of devices"));
+}
+
+TEST(SelectInterfacesTest, TakesATapOnlyIfSomebodyServesIt) {
+  NetnsSnapshot snapshot = BridgePod();
+  snapshot.links[1].kind = "tun";
+  snapshot.links[1].carrier = true;
+  EXPECT_TRUE(SelectInterfaces(snapshot).ok());
+  snapshot.links[1].carrier = false;
+  const absl::Status status = SelectInterfaces(snapshot).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("eth0: nobody holds the other end"));
+}
+
+TEST(SelectInterfacesTest, RefusesASecondOneWithTheSameAddress) {
+  NetnsSnapshot snapshot = BridgePod();
+  snapshot.links.push_back(Veth(3, "net1"));
+  EXPECT_THAT(std::string(SelectInterfaces(snapshot).status().message()),
+              HasSubstr("net1: has the Ethernet address of eth0"));
+}
+
+TEST(SelectLiveTest, TellsOfAllThatAreRefused) {
+  NetnsSnapshot snapshot = BridgePod();
+  snapshot.links.push_back(Veth(3, "net1"));
+  snapshot.links[2].kind = "ipvlan";
+  for (int i = 4; i < 8; ++i) snapshot.links.push_back(Veth(i, absl::StrCat("net", i)));
+  for (LinkState& link : snapshot.links) link.mac = absl::StrCat("02:00:00:00:00:0", link.index);
+  const Selection selection = SelectLive(snapshot, {});
+  ASSERT_THAT(selection.interfaces, SizeIs(4));
+  EXPECT_EQ(selection.interfaces[3].name, "net6");
+  ASSERT_THAT(selection.refused, SizeIs(2));
+  EXPECT_EQ(selection.refused[0].name, "net1");
+  EXPECT_EQ(selection.refused[1].name, "net7");
+}
+
+TEST(SelectLiveTest, WhatIsTiedStays) {
+  NetnsSnapshot snapshot = BridgePod();
+  for (int i = 3; i < 8; ++i) snapshot.links.push_back(Veth(i, absl::StrCat("net", i)));
+  for (LinkState& link : snapshot.links) link.mac = absl::StrCat("02:00:00:00:00:0", link.index);
+  LinkState& last = snapshot.links.back();
+  last.up = false;
+  last.qdiscs.push_back({.kind = "ingress", .handle = 0xffff0000});
+  LinkState tap;
+  tap.index = 9;
+  tap.name = TapName(7);
+  tap.kind = "tun";
+  tap.up = tap.carrier = true;
+  snapshot.links.push_back(tap);
+  const Selection selection = SelectLive(snapshot, {7});
+  ASSERT_THAT(selection.interfaces, SizeIs(4));
+  EXPECT_EQ(selection.interfaces[3].name, "net7");
+  EXPECT_THAT(selection.refused, SizeIs(2));
+  const agent::v1::Network network = BuildGuestNetwork(snapshot, selection.interfaces);
+  EXPECT_TRUE(network.interfaces(3).down());
+  EXPECT_FALSE(network.interfaces(0).down());
+}
+
+TEST(SelectLiveTest, WhatTheGuestCouldNotTellApartOrNameGoes) {
+  NetnsSnapshot snapshot = BridgePod();
+  for (int i = 3; i < 6; ++i) snapshot.links.push_back(Veth(i, absl::StrCat("net", i)));
+  for (LinkState& link : snapshot.links) link.mac = absl::StrCat("02:00:00:00:00:0", link.index);
+  snapshot.links[3].mac = snapshot.links[2].mac;
+  snapshot.links[4].name = "net\xff";
+  const Selection selection = SelectLive(snapshot, {2, 3, 4, 5});
+  ASSERT_THAT(selection.interfaces, SizeIs(2));
+  EXPECT_EQ(selection.interfaces[1].name, "net3");
+  ASSERT_THAT(selection.refused, SizeIs(2));
+  EXPECT_THAT(std::string(selection.refused[0].status.message()),
+              HasSubstr("net4: has the Ethernet address of net3"));
+  EXPECT_THAT(std::string(selection.refused[1].status.message()),
+              HasSubstr("net\\xff: its name has other than ASCII characters"));
+}
+
 TEST(SelectInterfacesTest, RefusesForeignQdiscs) {
   for (const char* kind : {"ingress", "clsact", "tbf", "htb"}) {
     NetnsSnapshot snapshot = BridgePod();
@@ -152,9 +229,14 @@ TEST(SelectInterfacesTest, RefusesForeignQdiscs) {
 TEST(SelectInterfacesTest, RefusesByNameTheFirstInterfaceTooMany) {
   static_assert(kMaxInterfaces <= vmm::qemu::kNicPorts);
   NetnsSnapshot snapshot;
-  for (int i = 0; i < 4; ++i) snapshot.links.push_back(Veth(2 + i, absl::StrCat("net", i)));
+  for (int i = 0; i < 5; ++i) {
+    snapshot.links.push_back(Veth(2 + i, absl::StrCat("net", i)));
+    snapshot.links.back().mac = absl::StrCat("02:00:00:00:00:0", i);
+  }
+  const LinkState last = snapshot.links.back();
+  snapshot.links.pop_back();
   EXPECT_TRUE(SelectInterfaces(snapshot).ok());
-  snapshot.links.push_back(Veth(6, "net4"));
+  snapshot.links.push_back(last);
   const absl::Status status = SelectInterfaces(snapshot).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(status.message()), HasSubstr("net4: a VM takes at most 4"));

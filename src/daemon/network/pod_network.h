@@ -14,8 +14,9 @@ namespace magnetar::daemon {
 
 // One tap that stands for an interface of the pod.
 struct PodTap {
+  int index = 0;          // the interface's
   std::string interface;  // "eth0"
-  std::string tap;        // "tap2_mgt": its name in the pod's netns
+  std::string tap;        // "tap2_mgt": its name in the pod's netns; of a macvtap its own
   std::string mac;
   uint32_t mtu = 1500;
   UniqueFd fd;  // IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, ready for the VMM
@@ -33,6 +34,13 @@ struct PodNetwork {
   // Tables of nftables that somebody else has in the netns, "ip filter": frames
   // cross over between interface and tap before any rule of theirs sees them.
   std::vector<std::string> foreign_tables;
+};
+
+// An interface that does not belong into the pod's VM, and why.
+struct RefusedInterface {
+  int index = 0;
+  std::string name;
+  absl::Status status;
 };
 
 // Ties the interfaces that CNI left in a netns to taps: a tap beside each

@@ -60,15 +60,15 @@ int OnLink(nl_msg* message, void* data) {
   return NL_OK;
 }
 
-absl::Status BringUp(nl_sock* socket, const std::string& name, uint32_t mtu) {
+absl::Status ChangeLink(nl_sock* socket, const std::string& name, uint32_t mtu, bool up) {
   auto link = LinkByName(socket, name);
   if (!link.ok()) return link.status();
   Link change(::rtnl_link_alloc());
   if (change == nullptr) return absl::ResourceExhaustedError("no memory for a link");
   ::rtnl_link_set_mtu(change.get(), mtu);
-  ::rtnl_link_set_flags(change.get(), IFF_UP);
+  if (up) ::rtnl_link_set_flags(change.get(), IFF_UP);
   return NlStatus(::rtnl_link_change(socket, link->get(), change.get(), 0),
-                  absl::StrCat("bring up ", name));
+                  absl::StrCat(up ? "bring up " : "set the MTU of ", name));
 }
 
 }  // namespace
@@ -99,9 +99,13 @@ absl::StatusOr<UniqueFd> CreateTap(nl_sock* socket, const std::string& name,
     return ErrnoStatus(errno, absl::StrCat("make tap ", name, " persistent"));
   }
   MAGNETAR_RETURN_IF_ERROR(Annotate(DisableIpv6(name), absl::StrCat("silence tap ", name)));
-  MAGNETAR_RETURN_IF_ERROR(BringUp(socket, name, interface.mtu));
+  MAGNETAR_RETURN_IF_ERROR(ChangeLink(socket, name, interface.mtu, /*up=*/true));
   std::move(undo).Cancel();
   return fd;
+}
+
+absl::Status SetLinkMtu(nl_sock* socket, const std::string& name, uint32_t mtu) {
+  return ChangeLink(socket, name, mtu, /*up=*/false);
 }
 
 absl::StatusOr<std::map<int, uint32_t>> ReadTapOwners() {

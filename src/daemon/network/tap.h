@@ -18,6 +18,9 @@ namespace magnetar::daemon {
 absl::StatusOr<UniqueFd> CreateTap(nl_sock* socket, const std::string& name,
                                    const LinkState& interface, uint32_t uid);
 
+// Changes the MTU of an interface, by name.
+absl::Status SetLinkMtu(nl_sock* socket, const std::string& name, uint32_t mtu);
+
 // Owners' uids, by index, of the taps in the calling thread's netns; those without an owner are
 // left out.
 absl::StatusOr<std::map<int, uint32_t>> ReadTapOwners();
