@@ -60,11 +60,19 @@ TEST_F(CommandLineTest, List) {
 }
 
 TEST_F(CommandLineTest, Inspect) {
-  Write(LivingRecord("abc1"));
+  daemon::Record record = LivingRecord("abc1");
+  record.nics = {{0, 2, "eth0", "02:00:00:00:00:01", 1500, true},
+                 {1, 5, "net1", "02:00:00:00:00:02", 1500, false}};
+  Write(record);
   EXPECT_EQ(Call({"inspect", "abc"}), 0) << err_;
   EXPECT_THAT(out_, HasSubstr("shop/web"));
+  EXPECT_THAT(out_, HasSubstr("eth0 02:00:00:00:00:01\n"));
+  EXPECT_THAT(out_, HasSubstr("net1 02:00:00:00:00:02 not plugged in\n"));
   EXPECT_EQ(Call({"--json", "inspect", "abc1"}), 0) << err_;
-  EXPECT_EQ(nlohmann::json::parse(out_)["labels"]["app"], "web");
+  const auto json = nlohmann::json::parse(out_);
+  EXPECT_EQ(json["labels"]["app"], "web");
+  EXPECT_EQ(json["nics"][1]["interface"], "net1");
+  EXPECT_EQ(json["nics"][1]["plugged"], false);
 }
 
 TEST_F(CommandLineTest, NothingFromOutsideDrivesTheTerminal) {

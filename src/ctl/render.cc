@@ -156,6 +156,15 @@ json InspectJson(const SandboxView& sandbox) {
     steps.push_back(std::string(daemon::StepName(step)));
   }
   out["steps"] = std::move(steps);
+  json nics = json::array();
+  for (const daemon::RecordedNic& nic : record.nics) {
+    nics.push_back({{"slot", nic.slot},
+                    {"interface", nic.name},
+                    {"mac", nic.mac},
+                    {"mtu", nic.mtu},
+                    {"plugged", nic.plugged}});
+  }
+  out["nics"] = std::move(nics);
   json containers = json::array();
   for (const daemon::ContainerStep& step : record.container_steps) {
     containers.push_back({{"kind", step.kind},
@@ -204,6 +213,10 @@ std::string InspectText(const SandboxView& sandbox) {
     AppendField(rows, "process",
                 absl::StrCat(process.name, " ", process.pid, " ",
                              process.alive ? FormatBytes(process.memory.pss) : "gone"));
+  }
+  for (const daemon::RecordedNic& nic : record.nics) {
+    AppendField(rows, absl::StrCat("nic", nic.slot),
+                absl::StrCat(nic.name, " ", nic.mac, nic.plugged ? "" : " not plugged in"));
   }
   for (const daemon::ContainerStep& step : record.container_steps) {
     AppendField(rows, step.kind,

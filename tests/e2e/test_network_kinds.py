@@ -80,6 +80,27 @@ def test_macvlan(stack):
             assert guest.container.exec("ping", "-c1", "-W5", "10.67.0.1").returncode == 0
 
 
+def test_macvtap(stack):
+    """Attached while the pod runs, and found by a later look at its path: the VM has the device's own tap."""
+    with uplink(stack) as device, stack.pod() as pod:
+        network, guest = PodNetns(pod), Guest(pod.shell())
+        network.node_ip("link", "add", "link", device, "name", "mvt0", "type", "macvtap", "mode", "bridge")
+        network.node_ip("link", "set", "mvt0", "netns", network.path)
+        network.ip("link", "set", "mvt0", "name", "net1")
+        for address in ("10.67.0.2/24", "fd67::2/64"):
+            network.ip("addr", "add", address, "dev", "net1", *(["nodad"] if ":" in address else []))
+        network.ip("link", "set", "net1", "up")
+        guest.wait(lambda: guest.addresses("net1"), "fd67::2/64")
+        network.wait_nics(2)
+        assert len(network.taps()) == 1
+        serve(guest, "macvtap")
+        for address in ("10.67.0.2", "fd67::2"):
+            assert b"macvtap" in netns.http_get(stack.netns, address, 8090), address
+        network.ip("link", "del", "net1")
+        guest.wait_without(guest.links, "net1")
+        network.wait_nics(1)
+
+
 def test_macvtap_from_the_start(stack):
     with uplink(stack) as device:
         run("ip", "-n", stack.netns, "link", "add", "link", device, "name", "mvt0", "type", "macvtap", "mode", "bridge")

@@ -6,6 +6,7 @@
 #include "magnetar/status.h"
 #include "src/daemon/config/log.h"
 #include "src/daemon/network/forward.h"
+#include "src/daemon/network/live.h"
 #include "src/daemon/network/netlink.h"
 #include "src/daemon/network/netns.h"
 #include "src/daemon/network/pod_interfaces.h"
@@ -108,6 +109,32 @@ class KernelNetworkManager final : public NetworkManager {
     if (!netns.ok()) return netns.status();
     return Annotate(RunInNetns(netns->get(), [uid] { return DetachHere(uid); }),
                     absl::StrCat("network namespace ", netns_path));
+  }
+
+  absl::StatusOr<PodWatch> Watch(const ProcessIdentity& vmm) override {
+    auto netns = OpenNetns(absl::StrCat("/proc/", vmm.pid, "/ns/net"));
+    if (!netns.ok()) return netns.status();
+    // What was opened is its, unless its pid is another's by now.
+    if (auto alive = OpenProcess(vmm); !alive.ok()) return alive.status();
+    auto news = RunInNetns(netns->get(), [] { return OpenNews(); });
+    if (!news.ok()) return news.status();
+    return PodWatch{*std::move(netns), *std::move(news)};
+  }
+
+  absl::StatusOr<PodState> Read(int netns, uint32_t uid, const std::set<int>& tied) override {
+    return RunInNetns(netns, [uid, &tied] { return ReadPod(uid, tied); });
+  }
+
+  absl::StatusOr<PodTap> Tie(int netns, const PodInterface& interface, uint32_t uid) override {
+    return RunInNetns(netns, [&interface, uid] { return TieLive(interface, uid); });
+  }
+
+  absl::Status Untie(int netns, int index, uint32_t uid) override {
+    return RunInNetns(netns, [index, uid] { return UntieLive(index, uid); });
+  }
+
+  absl::Status SetMtu(int netns, const PodInterface& interface) override {
+    return RunInNetns(netns, [&interface] { return SetTapMtu(interface.index, interface.mtu); });
   }
 };
 

@@ -1,13 +1,16 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "magnetar/agent.pb.h"
+#include "magnetar/child_process.h"
 #include "magnetar/unique_fd.h"
 
 namespace magnetar::daemon {
@@ -36,11 +39,36 @@ struct PodNetwork {
   std::vector<std::string> foreign_tables;
 };
 
-// An interface that does not belong into the pod's VM, and why.
+// An interface that belongs into the pod's VM.
+struct PodInterface {
+  int index = 0;
+  std::string name;
+  std::string mac;
+  uint32_t mtu = 0;
+  bool tied = false;     // all that ties it to a VM is in place
+  uint32_t tap_mtu = 0;  // of its tap; 0: it has none
+};
+
+// One that does not, and why.
 struct RefusedInterface {
   int index = 0;
   std::string name;
   absl::Status status;
+};
+
+// A pod's netns while its VM runs.
+struct PodState {
+  std::vector<PodInterface> interfaces;  // at most kMaxInterfaces, in order of their index
+  std::vector<RefusedInterface> refused;
+  agent::v1::Network guest;  // of all `interfaces`
+  // Interfaces for which a tap of this VM's is there, whether or not they still are; with its MTU.
+  std::map<int, uint32_t> taps;
+};
+
+struct PodWatch {
+  UniqueFd netns;
+  // A netlink socket that does not block; ReadPodNews (news.h) says what matters of what it tells.
+  UniqueFd news;
 };
 
 // Ties the interfaces that CNI left in a netns to taps: a tap beside each
@@ -60,6 +88,18 @@ class NetworkManager {
   // Undoes Attach for the same `uid`, whole or half done, and nothing that another uid's VM has
   // there; a netns that is gone, or a path that never was one, is fine.
   virtual absl::Status Detach(const std::string& netns_path, uint32_t uid) = 0;
+
+  // For a pod that runs. The netns is the one in which its VMM is: the path may be gone, or lead to
+  // another one. From here on it is given by its descriptor. NOT_FOUND: the process has ended.
+  virtual absl::StatusOr<PodWatch> Watch(const ProcessIdentity& vmm) = 0;
+  // Interfaces in `tied` stay as long as they exist, and come before others.
+  virtual absl::StatusOr<PodState> Read(int netns, uint32_t uid, const std::set<int>& tied) = 0;
+  // Ties one more interface. NOT_FOUND: it is gone. Leaves nothing behind when it fails.
+  virtual absl::StatusOr<PodTap> Tie(int netns, const PodInterface& interface, uint32_t uid) = 0;
+  // Undoes Tie, whole or half done. The interface may be gone.
+  virtual absl::Status Untie(int netns, int index, uint32_t uid) = 0;
+  // Gives its tap the interface's MTU.
+  virtual absl::Status SetMtu(int netns, const PodInterface& interface) = 0;
 };
 
 // The kernel's; needs CAP_SYS_ADMIN and CAP_NET_ADMIN.

@@ -55,6 +55,14 @@ class TtrpcAgentClient : public AgentClient {
     co_return response.status();
   }
 
+  Co<absl::Status> ConfigureNetwork(agent::v1::Network network,
+                                    std::chrono::nanoseconds timeout) override {
+    auto call = client_->Call<agent::v1::ConfigureNetworkResponse>(
+        kAgentService, "ConfigureNetwork", std::move(network), timeout);
+    absl::StatusOr<agent::v1::ConfigureNetworkResponse> response = co_await std::move(call);
+    co_return response.status();
+  }
+
   Co<absl::StatusOr<agent::v1::ListContainersResponse>> ListContainers(
       std::chrono::nanoseconds timeout) override {
     agent::v1::ListContainersRequest request;

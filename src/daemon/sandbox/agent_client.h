@@ -24,6 +24,8 @@ class AgentClient {
                                         std::chrono::nanoseconds timeout) = 0;
   virtual Co<absl::Status> Resize(agent::v1::ResizeRequest request,
                                   std::chrono::nanoseconds timeout) = 0;
+  virtual Co<absl::Status> ConfigureNetwork(agent::v1::Network network,
+                                            std::chrono::nanoseconds timeout) = 0;
   virtual Co<absl::StatusOr<agent::v1::ListContainersResponse>> ListContainers(
       std::chrono::nanoseconds timeout) = 0;
   // `timeout` is what the guest may take; the call gives it a little more.

@@ -68,6 +68,18 @@ Machine::Machine(const Environment* environment, std::shared_ptr<RecordFile> rec
       resizing_(strand),
       ended_(strand) {}
 
+NetworkWatch& Machine::Network() {
+  if (network_watch_ == nullptr) {
+    network_watch_ =
+        std::make_shared<NetworkWatch>(env_, record_, strand_, [weak = weak_from_this()] {
+          const auto self = weak.lock();
+          if (self == nullptr || self->over()) return NetworkWatch::Peers();
+          return NetworkWatch::Peers{self->vm_lost_ ? nullptr : self->vm_, self->agent_};
+        });
+  }
+  return *network_watch_;
+}
+
 std::string Machine::Path(const std::string& name) const {
   return absl::StrCat(directory_, "/", name);
 }

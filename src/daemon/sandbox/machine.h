@@ -16,6 +16,7 @@
 #include "src/daemon/sandbox/async.h"
 #include "src/daemon/sandbox/environment.h"
 #include "src/daemon/sandbox/host_requests.h"
+#include "src/daemon/sandbox/network_watch.h"
 #include "src/daemon/sandbox/record.h"
 #include "src/daemon/sandbox/sizes.h"
 
@@ -84,6 +85,7 @@ class Machine : public std::enable_shared_from_this<Machine> {
   Co<void> ReattachVm();
   Co<absl::Status> ConnectAgent(TimePoint deadline);
   void ServeGuest();
+  NetworkWatch& Network();
   Co<void> ServeRequests();
   Co<absl::Status> ServeOnce();
   Co<void> RunHeartbeat();
@@ -117,6 +119,7 @@ class Machine : public std::enable_shared_from_this<Machine> {
   std::shared_ptr<AgentClient> agent_;
   std::shared_ptr<vmm::Vm> vm_;
   bool vm_lost_ = false;  // the VM runs, its VMM's connection is gone
+  std::shared_ptr<NetworkWatch> network_watch_;
   AsyncMutex attaching_;  // a VMM talks to one at a time
   AsyncMutex resizing_;
   bool resize_waits_ = false;  // begun, and not yet at work

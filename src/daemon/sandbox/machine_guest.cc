@@ -2,9 +2,11 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/post.hpp>
+#include <optional>
 #include <set>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "magnetar/ports.h"
 #include "magnetar/status.h"
@@ -65,6 +67,7 @@ Co<absl::Status> Machine::ReconnectGuest() {
         {{"sandbox", id_}, {"error", status.ToString()}});
   }
   ServeGuest();
+  Network().Start(std::nullopt);
   co_return absl::OkStatus();
 }
 
@@ -85,6 +88,7 @@ Co<absl::Status> Machine::AttachVm() {
   requests_->SetVm(vm_);
   // What could not be detached without a connection.
   requests_->RetryReleases();
+  Network().Poke();
   co_return absl::OkStatus();
 }
 
@@ -95,8 +99,9 @@ void Machine::OnVmEvent(const vmm::Vm* vm, const vmm::Event& event) {
       Log(LogLevel::kError, "guest panic", {{"sandbox", id_}, {"detail", event.detail}});
       return;
     case vmm::Event::Kind::kDeviceDeleted:
-      // The guest has let go of a disk, maybe long after it was asked to.
+      // The guest has let go of a disk or a NIC, maybe long after it was asked to.
       requests_->RetryReleases();
+      if (absl::StartsWith(event.detail, "nic")) Network().Poke();
       return;
     case vmm::Event::Kind::kMemoryChanged:
       BeginResize();
@@ -161,6 +166,7 @@ Co<absl::Status> Machine::ConnectAgent(TimePoint deadline) {
     }));
   }
   agent_ = *std::move(agent);
+  Network().Poke();
   co_return absl::OkStatus();
 }
 

@@ -80,8 +80,12 @@ Co<absl::Status> Machine::Start(runtime::v1::PodSandboxConfig pod) {
     status = co_await std::move(guest);
   }
   cgroup_procs_.clear();
+  agent::v1::Network told = std::move(network_.guest);
   network_ = PodNetwork();
-  if (status.ok()) ServeGuest();
+  if (status.ok()) {
+    ServeGuest();
+    Network().Start(std::move(told));
+  }
   co_return status;
 }
 
@@ -177,6 +181,13 @@ Co<absl::Status> Machine::MakeNetwork() {
     co_return Annotate(network.status(), "attach the pod's network");
   }
   network_ = *std::move(network);
+  MAGNETAR_CO_RETURN_IF_ERROR(record_->Update([this](Record& record) {
+    record.nics.clear();
+    for (const PodTap& tap : network_.taps) {
+      const auto slot = static_cast<uint32_t>(record.nics.size());
+      record.nics.push_back({slot, tap.index, tap.interface, tap.mac, tap.mtu, /*plugged=*/true});
+    }
+  }));
   MAGNETAR_CO_RETURN_IF_ERROR(CheckKilled());
   co_return Failpoint("start.network");
 }

@@ -23,6 +23,7 @@ Co<absl::Status> Machine::TearDown(bool ask_guest) {
   auto self = shared_from_this();
   tearing_down_ = true;
   const auto begin = DaemonMetrics::Clock::now();
+  Network().Cease();
   std::vector<Step> steps = record_->Get().steps;
   std::reverse(steps.begin(), steps.end());
   absl::Status first;
@@ -80,11 +81,15 @@ Co<absl::Status> Machine::Undo(Step step, bool ask_guest) {
       co_return absl::OkStatus();
     }
     case Step::kNetwork: {
+      auto stop = Network().Stop();
+      co_await std::move(stop);
       auto blocking = RunBlocking(*env_->blocking, [env = env_, now] {
         return env->network->Detach(now.netns_path, now.uid);
       });
       const absl::Status status = co_await std::move(blocking);
-      co_return status;
+      if (!status.ok()) co_return status;
+      Forgive(record_->Update([](Record& record) { record.nics.clear(); }));
+      co_return absl::OkStatus();
     }
     case Step::kCgroup: {
       auto blocking = RunBlocking(*env_->blocking, [env = env_, now] {

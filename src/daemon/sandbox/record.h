@@ -56,6 +56,17 @@ struct ContainerLimits {
   uint64_t millicpus = 0;
 };
 
+// A NIC of the VM, in the slot "nic<slot>". The entry is written before the NIC is plugged in, and
+// goes after it was unplugged.
+struct RecordedNic {
+  uint32_t slot = 0;
+  int interface = 0;  // index, in the pod's netns, of the one that it stands for
+  std::string name;   // that it had when the NIC was made, for those who read
+  std::string mac;
+  uint32_t mtu = 0;      // that the VMM was told: the guest's can be no larger
+  bool plugged = false;  // false: half plugged in or half unplugged
+};
+
 struct Record {
   std::string id;
   std::string containerd_namespace;
@@ -100,6 +111,7 @@ struct Record {
   std::vector<RecordedProcess> processes;
   std::vector<Step> steps;
   std::vector<ContainerStep> container_steps;
+  std::vector<RecordedNic> nics;
 };
 
 // Whether its agent has named the feature (HelloResponse in agent.proto).

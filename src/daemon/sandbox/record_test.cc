@@ -32,6 +32,7 @@ Record Sample() {
   record.processes = {{"qemu", {42, 4711, "boot"}, true}};
   record.steps = {Step::kDirectory, Step::kCgroup, Step::kGuest};
   record.container_steps = {{"disk", "c1", "", "/dev/loop1", "mgt-1"}};
+  record.nics = {{3, 9, "net1", "02:00:00:00:00:01", 1400, true}};
   return record;
 }
 
@@ -50,6 +51,11 @@ TEST(RecordTest, RoundTrip) {
   EXPECT_TRUE(after->processes[0].vmm);
   ASSERT_EQ(after->container_steps.size(), 1u);
   EXPECT_EQ(after->container_steps[0].serial, "mgt-1");
+  ASSERT_EQ(after->nics.size(), 1u);
+  EXPECT_EQ(after->nics[0].slot, 3u);
+  EXPECT_EQ(after->nics[0].interface, 9);
+  EXPECT_EQ(after->nics[0].name, "net1");
+  EXPECT_TRUE(after->nics[0].plugged);
   EXPECT_EQ(RecordToJson(*after), RecordToJson(before));
 }
 

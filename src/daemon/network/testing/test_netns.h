@@ -4,14 +4,17 @@
 #include <gtest/gtest.h>
 #include <sched.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <cstdio>
 #include <string>
 #include <thread>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "magnetar/child_process.h"
 #include "magnetar/unique_fd.h"
 #include "src/daemon/network/netns.h"
 
@@ -55,6 +58,34 @@ class Netns {
 
  private:
   UniqueFd fd_;
+};
+
+// A process in a namespace, for as long as it lives.
+class ProcessIn {
+ public:
+  explicit ProcessIn(int netns) {
+    auto pid = RunInNetns(netns, []() -> absl::StatusOr<pid_t> {
+      const pid_t child = ::fork();
+      if (child != 0) return child;
+      while (true) ::pause();
+    });
+    if (pid.ok()) pid_ = *pid;
+  }
+  ~ProcessIn() {
+    if (pid_ <= 0) return;
+    ::kill(pid_, SIGKILL);
+    ::waitpid(pid_, nullptr, 0);
+  }
+  ProcessIn(const ProcessIn&) = delete;
+  ProcessIn& operator=(const ProcessIn&) = delete;
+  ProcessIdentity Identity() const {
+    auto identity = IdentifyProcess(pid_);
+    EXPECT_TRUE(identity.ok()) << identity.status();
+    return identity.ok() ? *identity : ProcessIdentity();
+  }
+
+ private:
+  pid_t pid_ = -1;
 };
 
 }  // namespace magnetar::daemon

@@ -1,5 +1,8 @@
 #include "src/daemon/sandbox/testing/fake_world.h"
 
+#include <linux/rtnetlink.h>
+#include <sys/socket.h>
+
 #include <algorithm>
 #include <condition_variable>
 #include <cstdlib>
@@ -17,7 +20,8 @@ struct FakeWorld::Vm {
   AsyncFlag over;
   ExitRecord exit;
   vmm::Size size;
-  const vmm::Vm* told = nullptr;  // whose handler it is
+  std::map<std::string, std::string> nics;  // MACs by id
+  const vmm::Vm* told = nullptr;            // whose handler it is
   std::function<void(const vmm::Event&)> on_event;
 
   void End(uint32_t status, const std::string& reason) {
@@ -136,6 +140,13 @@ class FakeAgent : public AgentClient {
     const absl::Status status = co_await std::move(note);
     co_return status;
   }
+
+  Co<absl::Status> ConfigureNetwork(agent::v1::Network network, std::chrono::nanoseconds) override {
+    world_->Told(std::move(network));
+    auto note = world_->NoteAsync("agent.network");
+    const absl::Status status = co_await std::move(note);
+    co_return status;
+  }
   Co<absl::StatusOr<agent::v1::ListContainersResponse>> ListContainers(
       std::chrono::nanoseconds) override {
     (void)world_->Note("agent.list");
@@ -197,8 +208,19 @@ class FakeVm : public vmm::Vm {
   }
   Co<absl::Status> AddDisk(vmm::DiskSpec) override { co_return absl::OkStatus(); }
   Co<absl::Status> RemoveDisk(std::string) override { co_return absl::OkStatus(); }
-  Co<absl::Status> AddNic(vmm::NicSpec) override { co_return absl::OkStatus(); }
-  Co<absl::Status> RemoveNic(std::string) override { co_return absl::OkStatus(); }
+  Co<absl::Status> AddNic(vmm::NicSpec nic) override {
+    auto note = world_->NoteAsync("vm.add_nic");
+    const absl::Status status = co_await std::move(note);
+    if (!status.ok()) co_return status;
+    const bool added = vm_->nics.emplace(nic.id, nic.mac).second;
+    co_return added ? absl::OkStatus() : absl::AlreadyExistsError(nic.id);
+  }
+  Co<absl::Status> RemoveNic(std::string id) override {
+    auto note = world_->NoteAsync("vm.remove_nic");
+    const absl::Status status = co_await std::move(note);
+    if (!status.ok()) co_return status;
+    co_return vm_->nics.erase(id) == 1 ? absl::OkStatus() : absl::NotFoundError(id);
+  }
   Co<absl::StatusOr<vmm::Size>> GetSize() override { co_return vm_->size; }
   Co<absl::Status> Resize(uint32_t vcpus, uint64_t memory_bytes) override {
     const absl::Status status = world_->Note("vm.resize");
@@ -295,6 +317,50 @@ class FakeNetwork : public NetworkManager {
     if (!status.ok()) return status;
     world_->Made("network " + path);
     return PodNetwork();
+  }
+  absl::StatusOr<PodWatch> Watch(const ProcessIdentity&) override {
+    if (absl::Status status = world_->Note("network.watch"); !status.ok()) return status;
+    int ends[2];
+    if (::socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends) != 0) {
+      return absl::InternalError("socketpair");
+    }
+    world_->Watched(UniqueFd(ends[0]));
+    return PodWatch{UniqueFd(), UniqueFd(ends[1])};
+  }
+  absl::StatusOr<PodState> Read(int, uint32_t, const std::set<int>&) override {
+    absl::Status status = world_->Note("network.read");
+    if (!status.ok()) return status;
+    return world_->pod();
+  }
+  absl::StatusOr<PodTap> Tie(int, const PodInterface& interface, uint32_t) override {
+    absl::Status status = world_->NoteBlocking("network.tie");
+    if (!status.ok()) return status;
+    world_->ChangePod([&](PodState& pod) {
+      pod.taps[interface.index] = interface.mtu;
+      for (PodInterface& i : pod.interfaces) i.tied |= i.index == interface.index;
+    });
+    PodTap tap;
+    tap.index = interface.index;
+    tap.mac = interface.mac;
+    tap.mtu = interface.mtu;
+    return tap;
+  }
+  absl::Status Untie(int, int index, uint32_t) override {
+    absl::Status status = world_->NoteBlocking("network.untie");
+    if (!status.ok()) return status;
+    world_->ChangePod([&](PodState& pod) {
+      pod.taps.erase(index);
+      for (PodInterface& i : pod.interfaces) i.tied &= i.index != index;
+    });
+    return absl::OkStatus();
+  }
+  absl::Status SetMtu(int, const PodInterface& interface) override {
+    world_->ChangePod([&](PodState& pod) {
+      for (PodInterface& i : pod.interfaces) {
+        if (i.index == interface.index) i.tap_mtu = interface.mtu;
+      }
+    });
+    return world_->Note("network.mtu");
   }
   absl::Status Detach(const std::string& path, uint32_t) override {
     absl::Status status = world_->NoteBlocking("network.detach");
@@ -438,19 +504,24 @@ void FakeWorld::Down() {
 }
 
 void FakeWorld::Restart() {
-  auto look = [](FakeWorld* world) -> Co<std::map<std::string, vmm::Size>> {
-    std::map<std::string, vmm::Size> running;
+  struct State {
+    vmm::Size size;
+    std::map<std::string, std::string> nics;
+  };
+  auto look = [](FakeWorld* world) -> Co<std::map<std::string, State>> {
+    std::map<std::string, State> running;
     for (const auto& [directory, vm] : world->vms_) {
-      if (!vm->over.is_set()) running[directory] = vm->size;
+      if (!vm->over.is_set()) running[directory] = State{vm->size, vm->nics};
     }
     co_return running;
   };
-  const std::map<std::string, vmm::Size> alive = Await(look(this));
+  const std::map<std::string, State> alive = Await(look(this));
   Down();
   Up();
-  for (const auto& [directory, size] : alive) {
+  for (const auto& [directory, state] : alive) {
     vms_[directory] = std::make_shared<Vm>(io_->get_executor());
-    vms_[directory]->size = size;
+    vms_[directory]->size = state.size;
+    vms_[directory]->nics = state.nics;
   }
 }
 
@@ -564,6 +635,57 @@ std::vector<std::string> FakeWorld::Residues() {
   };
   for (std::string& vm : Await(look(this))) left.push_back(std::move(vm));
   return left;
+}
+
+void FakeWorld::SetPod(PodState pod) {
+  const std::lock_guard lock(mutex_);
+  pod_ = std::move(pod);
+}
+
+PodState FakeWorld::pod() const {
+  const std::lock_guard lock(mutex_);
+  return pod_;
+}
+
+void FakeWorld::ChangePod(const std::function<void(PodState&)>& change) {
+  const std::lock_guard lock(mutex_);
+  change(pod_);
+}
+
+void FakeWorld::Watched(UniqueFd announce) {
+  const std::lock_guard lock(mutex_);
+  watchers_.push_back(std::move(announce));
+}
+
+void FakeWorld::Announce() {
+  const std::lock_guard lock(mutex_);
+  nlmsghdr message = {};
+  message.nlmsg_len = sizeof(message);
+  message.nlmsg_type = RTM_NEWADDR;
+  for (const UniqueFd& watcher : watchers_) {
+    (void)::send(watcher.get(), &message, sizeof(message), MSG_NOSIGNAL);
+  }
+}
+
+void FakeWorld::Told(agent::v1::Network network) {
+  const std::lock_guard lock(mutex_);
+  told_ = std::move(network);
+}
+
+agent::v1::Network FakeWorld::told() const {
+  const std::lock_guard lock(mutex_);
+  return told_;
+}
+
+std::map<std::string, std::string> FakeWorld::Nics(const std::string& directory) const {
+  return vms_.at(directory)->nics;
+}
+
+void FakeWorld::DeleteDevice(const std::string& id, const std::string& device) {
+  asio::post(*io_, [this, device, directory = Directory(id)] {
+    const auto& handler = vms_.at(directory)->on_event;
+    if (handler) handler({vmm::Event::Kind::kDeviceDeleted, device});
+  });
 }
 
 void FakeWorld::KillVm(const std::string& id) {

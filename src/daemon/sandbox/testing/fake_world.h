@@ -8,6 +8,7 @@
 #include <boost/asio/thread_pool.hpp>
 #include <boost/asio/use_future.hpp>
 #include <condition_variable>
+#include <functional>
 #include <future>
 #include <map>
 #include <memory>
@@ -92,6 +93,12 @@ class FakeWorld {
   void TakeMemory(const std::string& id, uint64_t memory_bytes = 0);
   // The VMM closes its connection, and lives on.
   void DropVmm(const std::string& id);
+  // What the pod's netns holds, and the news that it has changed.
+  void SetPod(PodState pod);
+  PodState pod() const;
+  void Announce();
+  // The VM has let go of a device.
+  void DeleteDevice(const std::string& id, const std::string& device);
   void Advance(std::chrono::nanoseconds time) { clock_.offset_ns += time.count(); }
 
   FakeContainerdClient containerd;
@@ -108,6 +115,12 @@ class FakeWorld {
 
   // For the fakes.
   struct Vm;
+  void ChangePod(const std::function<void(PodState&)>& change);
+  void Watched(UniqueFd announce);
+  void Told(agent::v1::Network network);
+  agent::v1::Network told() const;
+  // MACs of a VM's NICs, by their ids; on the event thread.
+  std::map<std::string, std::string> Nics(const std::string& directory) const;
   vmm::Size planned;  // of the latest driver.plan
   absl::Status Note(const std::string& call);
   // Note for a call that blocks, and for a coroutine on the event thread, if it is held.
@@ -142,6 +155,9 @@ class FakeWorld {
   std::map<std::string, absl::Status> failures_;
   std::set<std::string> things_;
   std::set<std::string> held_;
+  PodState pod_;
+  std::vector<UniqueFd> watchers_;
+  agent::v1::Network told_;
   std::atomic<bool> hang_{false};
   std::atomic<uint64_t> main_loop_age_ms_{0};
   FakeClock clock_;
