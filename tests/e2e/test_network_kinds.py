@@ -125,3 +125,12 @@ def test_a_tap_that_leads_nowhere_is_refused(stack):
         run("ip", "-n", stack.netns, "link", "del", "loose0", check=False)
         for pod in stack.pods():
             stack.crictl.run("rmp", "--force", pod["id"], check=False)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "10.123.0.1"])
+def test_host_port_from_the_host(stack, host):
+    """CNI's portmap: a port of the node, its loopback's too, leads to the pod's."""
+    with stack.pod(port_mappings=[{"protocol": 0, "container_port": 8090, "host_port": 18090}]) as pod:
+        guest = Guest(pod.shell())
+        serve(guest, "mapped")
+        assert b"mapped" in netns.http_get(stack.netns, host, 18090)

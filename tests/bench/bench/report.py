@@ -55,7 +55,8 @@ class Results:
         by_hand, ours = self.median("crun by hand", "exec true"), self.median("magnetar", "exec true")
         if by_hand and ours:
             lines.append(f"exec true through crictl: {ours:.0f} ms; twice crun exec by hand plus 50 ms: {2 * by_hand + 50:.0f} ms")
-        for metric in ("runp", "create+start", "first exec true", "exec true", "stats", "stop", "stopp", "rmp", "log throughput of blocks", "log throughput of lines"):
+        for metric in ("runp", "create+start", "first exec true", "exec true", "stats", "stop", "stopp", "rmp", "log throughput of blocks", "log throughput of lines",
+                       "port-forward out of the pod", "port-forward into the pod"):
             ours, yardstick = self.median("magnetar", metric), self.median("runc", metric)
             if ours and yardstick:
                 lines.append(f"{metric}: magnetar / runc = {ours / yardstick:.2f}")
