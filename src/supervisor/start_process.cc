@@ -192,7 +192,8 @@ class Child {
         return false;
       }
     }
-    return true;
+    return !spec_.capabilities_outlast_uid() ||
+           ::prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0) == 0;
   }
 
   bool Confine() {

@@ -93,15 +93,11 @@ def test_groups_and_capabilities_count_as_the_guest_has_them(pod, tmp_path):
     user = {"run_as_user": {"value": 1000}, "run_as_group": {"value": 1001}, "supplemental_groups": [2000]}
     container = pod.shell(mounts=[mount(tmp_path, "/data")], linux={"security_context": user})
     made = container.exec("sh", "-c", "echo mine > /data/shared/file; mkdir /data/shared/d; echo more > /data/shared/d/file", check=False)
-    if file_share(pod) == "virtiofs":
-        # QEMU's virtiofsd makes files with the user's id and main group alone: docs/storage.md.
-        assert "can't create /data/shared/file: Permission denied" in made.stderr
-    else:
-        assert made.returncode == 0, made.stderr
-        info = (tmp_path / "shared" / "file").stat()
-        assert (info.st_uid, info.st_gid) == (1000, 2000)
-        info = (tmp_path / "shared" / "d" / "file").stat()
-        assert (info.st_uid, info.st_gid) == (1000, 2000), "the directory hands its group on"
+    assert made.returncode == 0, made.stderr
+    info = (tmp_path / "shared" / "file").stat()
+    assert (info.st_uid, info.st_gid) == (1000, 2000)
+    info = (tmp_path / "shared" / "d" / "file").stat()
+    assert (info.st_uid, info.st_gid) == (1000, 2000), "the directory hands its group on"
     for command in ("cat /data/secret", "touch /data/file", "chmod 777 /data/secret"):
         assert container.exec("sh", "-c", command, check=False).returncode != 0, command
     # Root without the capability is nobody special.

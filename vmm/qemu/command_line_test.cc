@@ -137,6 +137,7 @@ TEST(Virtiofsd, SpeaksToEitherProgram) {
   EXPECT_EQ(legacy.descriptors(0).source(), 33);
   EXPECT_EQ(legacy.descriptors(0).target(), 10);
   EXPECT_FALSE(legacy.vmm());
+  EXPECT_TRUE(legacy.capabilities_outlast_uid());
   const auto rust = VirtiofsdProcess("/usr/libexec/virtiofsd", "/run/s/shared", 33);
   EXPECT_THAT(rust.argv(), Contains("--shared-dir=/run/s/shared"));
 }

@@ -46,6 +46,9 @@ supervisor::v1::Process VirtiofsdProcess(const std::string& program, const std::
   }
   process.set_nofile(kOpenFiles);
   for (const char* name : kVirtiofsdCapabilities) process.add_capabilities(name);
+  // It makes files under the user's id and main group, of whose other groups it does not hear. The
+  // guest's kernel has checked the permissions with all of them: the host's must not again.
+  process.set_capabilities_outlast_uid(true);
   supervisor::v1::Descriptor& descriptor = *process.add_descriptors();
   descriptor.set_source(listener);
   descriptor.set_target(kListenerTarget);
