@@ -104,6 +104,34 @@ TEST_F(OutputsTest, CarriesAllOfItThenTheEndThenTellsTheGuest) {
   RunUntil(context_, [this] { return served_ == 0; });
 }
 
+// containerd's reader grants when it has read, and must not find the stream closed by then.
+TEST_F(OutputsTest, TheEndComesAfterTheReadersNextGrant) {
+  const auto client = Connect();
+  const auto stream = Open(client, "c-stdout");
+  const UniqueFd guest = Accept("c-stdout");
+  Send(guest, "hello");
+  ::shutdown(guest.get(), SHUT_WR);
+  const auto grant = [&] {
+    EXPECT_TRUE(Await(context_, stream->Send(streaming::WindowUpdateFrame(64 << 10))).ok());
+  };
+  grant();
+  const auto data = Await(context_, stream->Receive());
+  ASSERT_TRUE(data.ok() && data->has_value()) << data.status();
+  const auto read_at = std::chrono::steady_clock::now();
+  bool ended = false;
+  asio::co_spawn(context_, stream->Receive(),
+                 [&](const std::exception_ptr&, const auto& end) { ended = end.ok() && !*end; });
+  context_.run_for(std::chrono::milliseconds(20));
+  // On a machine that stood still meanwhile it has waited long enough.
+  if (std::chrono::steady_clock::now() < read_at + std::chrono::milliseconds(150)) {
+    EXPECT_FALSE(ended);
+  }
+  grant();
+  RunUntil(context_, [&] { return ended; });
+  EXPECT_TRUE(Await(context_, stream->CloseSend()).ok());
+  RunUntil(context_, [&] { return Closed(guest); });
+}
+
 TEST_F(OutputsTest, IsAcceptedBeforeTheGuestHasAnswered) {
   const auto client = Connect();
   EXPECT_NE(Open(client, "c-stderr"), nullptr);

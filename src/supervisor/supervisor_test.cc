@@ -1,17 +1,13 @@
 // The program itself, with a process that stands for the VMM. Needs root, because the
 // supervisor drops its children's privileges.
-#include <arpa/inet.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
-#include <netinet/in.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
 #include <boost/asio/detached.hpp>
 #include <cstdlib>
@@ -22,139 +18,12 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "magnetar/child_process.h"
 #include "magnetar/files.h"
-#include "magnetar/hybrid_vsock.h"
-#include "magnetar/supervisor_launch.h"
-#include "magnetar/ttrpc/ttrpc.h"
 #include "src/supervisor/async_test_util.h"
+#include "src/supervisor/testing/supervisor_fixture.h"
 
 namespace magnetar::supervisor {
 namespace {
-
-constexpr int kChannelTarget = 10;
-constexpr uint32_t kNobody = 65534;
-
-UniqueFd ConnectUnix(const std::string& path) {
-  UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  std::strncpy(address.sun_path, path.c_str(), sizeof(address.sun_path) - 1);
-  if (::connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) fd.reset();
-  return fd;
-}
-
-std::string ReadToEnd(int fd) {
-  std::string out;
-  char buffer[4096];
-  ssize_t n;
-  while ((n = ::recv(fd, buffer, sizeof(buffer), 0)) > 0) {
-    out.append(buffer, static_cast<size_t>(n));
-  }
-  return out;
-}
-
-class SupervisorTest : public testing::Test {
- protected:
-  void SetUp() override {
-    if (::geteuid() != 0) GTEST_SKIP() << "needs root";
-    char name[] = "/tmp/supervisor.XXXXXX";
-    directory_ = ::mkdtemp(name);
-  }
-
-  void TearDown() override {
-    client_.reset();
-    if (supervisor_.running()) {
-      EXPECT_TRUE(supervisor_.Signal(SIGTERM).ok());
-      EXPECT_TRUE(supervisor_.WaitBlocking().ok());
-    }
-    if (directory_.empty()) return;
-    EXPECT_TRUE(RemoveTree(directory_).ok());
-  }
-
-  v1::Process& AddProcess(const std::string& name, std::vector<std::string> argv) {
-    v1::Process& process = *launch_.add_processes();
-    process.set_name(name);
-    for (std::string& argument : argv) process.add_argv(std::move(argument));
-    process.set_uid(kNobody);
-    process.set_gid(kNobody);
-    return process;
-  }
-
-  void AddGuest(const std::string& what) {
-    int ends[2];
-    ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), 0);
-    ours_.reset(ends[0]);
-    theirs_.reset(ends[1]);
-    launch_.mutable_transport()->mutable_mux()->set_fd(ours_.get());
-    v1::Process& process = AddProcess("vmm", {FAKE_GUEST, std::to_string(kChannelTarget), what});
-    process.set_vmm(true);
-    v1::Descriptor& d = *process.add_descriptors();
-    d.set_source(theirs_.get());
-    d.set_target(kChannelTarget);
-  }
-
-  void Start() {
-    launch_.set_sandbox_id("test");
-    launch_.set_directory(directory_);
-    auto control = ListenUnix(absl::StrCat(directory_, "/supervisor.sock"));
-    auto vsock = ListenUnix(absl::StrCat(directory_, "/vm.vsock"));
-    ASSERT_TRUE(control.ok() && vsock.ok());
-    launch_.set_control_listener_fd(control->get());
-    launch_.set_vsock_listener_fd(vsock->get());
-    auto started = StartSupervisor(SUPERVISOR, launch_);
-    ASSERT_TRUE(started.ok()) << started.status();
-    supervisor_ = *std::move(started);
-    ours_.reset();
-    theirs_.reset();
-    client_ = ttrpc::Client::Create(context_.get_executor(),
-                                    ConnectUnix(absl::StrCat(directory_, "/supervisor.sock")));
-  }
-
-  template <typename Response, typename Request>
-  absl::StatusOr<Response> Call(const std::string& method, Request request) {
-    auto call = client_->Call<Response>("magnetar.supervisor.v1.Supervisor", method,
-                                        std::move(request), std::chrono::seconds(20));
-    return Await(context_, std::move(call));
-  }
-  absl::Status WaitReady() {
-    return Call<v1::WaitReadyResponse>("WaitReady", v1::WaitReadyRequest()).status();
-  }
-
-  absl::StatusOr<UniqueFd> Dial(uint32_t port) {
-    auto dial =
-        DialHybridVsock(absl::StrCat(directory_, "/vm.vsock"), port, std::chrono::seconds(10));
-    auto fd = Await(context_, std::move(dial));
-    if (fd.ok()) ::fcntl(fd->get(), F_SETFL, 0);
-    return fd;
-  }
-
-  nlohmann::json ExitFile() {
-    auto text = ReadFile(absl::StrCat(directory_, "/exit.json"));
-    EXPECT_TRUE(text.ok()) << text.status();
-    return nlohmann::json::parse(text.value_or("null"), nullptr, false);
-  }
-
-  pid_t PidOf(const std::string& name) {
-    auto state = Call<v1::StateResponse>("State", v1::StateRequest());
-    for (const auto& p : state->processes()) {
-      if (p.name() == name) return static_cast<pid_t>(p.pid());
-    }
-    return -1;
-  }
-
-  bool NothingListens() {
-    return !ConnectUnix(absl::StrCat(directory_, "/vm.vsock")).ok() &&
-           !ConnectUnix(absl::StrCat(directory_, "/supervisor.sock")).ok();
-  }
-
-  asio::io_context context_;
-  std::string directory_;
-  v1::Launch launch_;
-  UniqueFd ours_, theirs_;
-  ChildProcess supervisor_;
-  std::shared_ptr<ttrpc::Client> client_;
-};
 
 TEST_F(SupervisorTest, ReadyThenStreams) {
   AddGuest("echo");
@@ -167,48 +36,6 @@ TEST_F(SupervisorTest, ReadyThenStreams) {
   EXPECT_EQ(ReadToEnd(stream->get()), "hello");
   // Refused at once, not left hanging.
   EXPECT_TRUE(absl::IsUnavailable(Dial(8).status()));
-}
-
-// A socketpair of which the supervisor gets one end, for a port of the guest.
-UniqueFd AddGuestStream(v1::Launch& launch, UniqueFd& theirs, uint32_t port) {
-  int ends[2];
-  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) std::abort();
-  theirs.reset(ends[1]);
-  v1::GuestStream& stream = *launch.add_guest_streams();
-  stream.set_fd(theirs.get());
-  stream.set_port(port);
-  return UniqueFd(ends[0]);
-}
-
-TEST_F(SupervisorTest, AGuestStreamLeadsIntoTheGuest) {
-  AddGuest("echo");
-  UniqueFd theirs;
-  const UniqueFd ours = AddGuestStream(launch_, theirs, 7);
-  Start();
-  theirs.reset();
-  const std::string text(1 << 20, 'x');
-  std::thread writer([&] {
-    EXPECT_EQ(::send(ours.get(), text.data(), text.size(), MSG_NOSIGNAL),
-              static_cast<ssize_t>(text.size()));
-    ::shutdown(ours.get(), SHUT_WR);
-  });
-  EXPECT_EQ(ReadToEnd(ours.get()).size(), text.size());
-  writer.join();
-  ASSERT_TRUE(WaitReady().ok());
-}
-
-TEST_F(SupervisorTest, AGuestThatTakesNoStreamLosesItsVm) {
-  AddGuest("echo");
-  UniqueFd theirs;
-  const UniqueFd ours = AddGuestStream(launch_, theirs, 9);
-  Start();
-  theirs.reset();
-  auto exit = Call<v1::WaitExitResponse>("WaitExit", v1::WaitExitRequest());
-  ASSERT_TRUE(exit.ok()) << exit.status();
-  EXPECT_TRUE(absl::StrContains(exit->exit().reason(),
-                                "the shared directory: connect to the guest: nothing listens"))
-      << exit->exit().reason();
-  EXPECT_EQ(ReadToEnd(ours.get()), "");
 }
 
 TEST_F(SupervisorTest, StateNamesTheProcesses) {
@@ -490,89 +317,6 @@ TEST_F(SupervisorTest, AProgramThatIsMissingIsNamed) {
   EXPECT_TRUE(supervisor_.WaitBlocking().ok());
   EXPECT_EQ(ExitFile().value("reason", ""),
             "helper: exec /nonexistent/helper: No such file or directory");
-}
-
-class ForwardTest : public SupervisorTest {
- protected:
-  // Runs `f` on a thread that is in a netns of its own; all such share one.
-  template <typename F>
-  void InNetns(F f) {
-    std::thread([&] {
-      if (netns_.ok()) {
-        ASSERT_EQ(::setns(netns_.get(), CLONE_NEWNET), 0);
-      } else {
-        ASSERT_EQ(::unshare(CLONE_NEWNET), 0);
-        netns_.reset(::open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC));
-      }
-      f();
-    }).join();
-  }
-
-  // A dual-stack listener to which all of loopback is redirected.
-  void Redirect() {
-    InNetns([this] {
-      listener_.reset(::socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0));
-      sockaddr_in6 any{};
-      any.sin6_family = AF_INET6;
-      socklen_t size = sizeof(any);
-      ASSERT_EQ(::bind(listener_.get(), reinterpret_cast<sockaddr*>(&any), size), 0);
-      ASSERT_EQ(::listen(listener_.get(), 10), 0);
-      ::getsockname(listener_.get(), reinterpret_cast<sockaddr*>(&any), &size);
-      const std::string port = std::to_string(ntohs(any.sin6_port));
-      const std::string commands = absl::StrCat(
-          "ip link set lo up && nft 'add table inet t; add chain inet t o { type nat hook output "
-          "priority -100 ; }; add rule inet t o tcp dport != ",
-          port, " redirect to :", port, "'");
-      ASSERT_EQ(std::system(commands.c_str()), 0);
-    });
-  }
-
-  // What comes back after "hello" and the end; nullopt if the connection breaks.
-  std::optional<std::string> Ask(int family, uint16_t port) {
-    std::optional<std::string> answer;
-    InNetns([&] {
-      UniqueFd fd(::socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0));
-      sockaddr_in v4{
-          .sin_family = AF_INET, .sin_port = htons(port), .sin_addr = {}, .sin_zero = {}};
-      v4.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-      sockaddr_in6 v6{};
-      v6.sin6_family = AF_INET6;
-      v6.sin6_port = htons(port);
-      v6.sin6_addr = in6addr_loopback;
-      const int result = family == AF_INET
-                             ? ::connect(fd.get(), reinterpret_cast<sockaddr*>(&v4), sizeof(v4))
-                             : ::connect(fd.get(), reinterpret_cast<sockaddr*>(&v6), sizeof(v6));
-      ASSERT_EQ(result, 0);
-      if (::send(fd.get(), "hello", 5, MSG_NOSIGNAL) != 5) return;
-      ::shutdown(fd.get(), SHUT_WR);
-      std::string text;
-      char buffer[100];
-      ssize_t n;
-      while ((n = ::recv(fd.get(), buffer, sizeof(buffer), 0)) > 0) {
-        text.append(buffer, static_cast<size_t>(n));
-      }
-      if (n == 0) answer = text;
-    });
-    return answer;
-  }
-
-  UniqueFd netns_, listener_;
-};
-
-TEST_F(ForwardTest, LoopbackOfThePodReachesTheGuest) {
-  Redirect();
-  if (HasFatalFailure()) return;
-  launch_.set_forward_listener_fd(listener_.get());
-  launch_.set_forward_port(1026);
-  AddGuest("echo");
-  Start();
-  listener_.reset();
-  ASSERT_TRUE(WaitReady().ok());
-  EXPECT_EQ(Ask(AF_INET, 8080), "hello");
-  EXPECT_EQ(Ask(AF_INET6, 8080), "hello");
-  // Where nothing listens in the guest: a reset, as a closed port gives.
-  EXPECT_EQ(Ask(AF_INET, 8081), std::nullopt);
-  EXPECT_EQ(Ask(AF_INET6, 8081), std::nullopt);
 }
 
 // What the supervisor itself costs: not a limit that holds on any machine, but printed.

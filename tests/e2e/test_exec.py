@@ -1,5 +1,6 @@
 """Exec and attach: with and without a terminal, stdin, resize, exit codes."""
 
+import concurrent.futures
 import hashlib
 import signal
 import subprocess
@@ -7,8 +8,10 @@ import subprocess
 import pytest
 
 from harness import testimages
+from harness.cri import Cri
 from harness.terminal import Terminal
 from stack.crictl import CrictlError
+from stack.services import wait_until
 
 
 @pytest.fixture
@@ -127,3 +130,24 @@ def test_attach_with_a_terminal(pod):
         terminal.send("exit 3\n")
         terminal.wait()
     assert container.wait_exit() == 3
+
+
+@pytest.mark.vm
+def test_containerd_keeps_nothing_of_an_outputs_reader(stack, pod):
+    """Its reader (core/transfer/streaming/reader.go, until 2.4) stands still for ever if the end comes before its next grant has been sent."""
+    container = pod.shell()
+    cri = Cri(stack.containerd.socket)
+    run = lambda _: cri.call("ExecSync", container_id=container.id, cmd=["/bin/sh", "-c", "echo out; echo err >&2"], timeout=60)  # noqa: E731
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert {answer.stdout for answer in pool.map(run, range(40))} == {b"out\n"}
+    cri.close()
+    log, seen = stack.containerd.service.log, stack.containerd.service.log.stat().st_size
+
+    def dump():
+        text = log.read_bytes()[seen:].decode(errors="replace")
+        return text if "=== END goroutine stack dump ===" in text else None
+
+    stack.containerd.service.signal(signal.SIGUSR1)
+    goroutines = wait_until(dump, 30, "containerd tells no goroutines").split("goroutine ")
+    stuck = [g for g in goroutines if "ReadByteStream" in g and "[chan send" in g]
+    assert "ReadByteStream" in "".join(goroutines) and not stuck, f"{len(stuck)} of them: {stuck[0]}"

@@ -45,11 +45,12 @@ def test_a_hundred_execs_at_once(pod, cri):
 @pytest.mark.vm
 def test_a_fork_bomb_within_a_limit(pod, cri):
     # What is forked stays; a shell that cannot fork ends, and the first process forks no more.
-    script = "b() { sleep 1000 & b & b; }; until [ -e /go ]; do sleep 0.1; done; b & exec sleep infinity"
+    script = "b() { sleep 1000 & b & b; }; mkfifo /go; echo ready; read _ < /go; b & exec sleep infinity"
     bomb, other = pod.run("/bin/sh", "-c", script), pod.shell()
+    bomb.wait_log("ready")
     with TaskApi(pod) as task:
         task.call("Update", id=bomb.id, resources=task.spec("LinuxResources", {"pids": {"limit": 40}}))
-    bomb.exec("touch", "/go")
+    bomb.exec("sh", "-c", "echo > /go")
     bomb.wait_log("fork")
     assert exec_sync(cri, other, "echo fine").stdout == b"fine\n"
     # The last shell that ended has left room for one process, and for no three: that is told.
@@ -122,12 +123,12 @@ def test_a_flooded_terminal(pod, cri):
 
 def test_a_closed_output(pod, cri):
     """The end of its output is not its end."""
-    container = pod.run("/bin/sh", "-c", "echo last words; exec >&- 2>&-; until [ -e /go ]; do sleep 0.1; done; exit 6")
+    container = pod.run("/bin/sh", "-c", "mkfifo /go; echo last words; exec >&- 2>&-; read _ < /go; exit 6")
     container.wait_log("last words")
     assert exec_sync(cri, container, "echo fine; ls -l /proc/1/fd | grep -c pipe").stdout.startswith(b"fine\n")
     assert container.status()["state"] == "CONTAINER_RUNNING"
     cri.call("ReopenContainerLog", container_id=container.id)
-    container.exec("touch", "/go")
+    container.exec("sh", "-c", "echo > /go")
     assert container.wait_exit() == 6
     assert container.logs().stdout == "last words\n"
 

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
-#include <optional>
 #include <utility>
 #include <vector>
 
@@ -427,11 +426,7 @@ Co<absl::Status> HostRequests::Publish(uint64_t id, GuestEvent event) {
   }
   last_event_ = std::max(last_event_, id);
   if (event.kind() == GuestEvent::CREATED) told->second.created = true;
-  if (event.kind() == GuestEvent::EXITED && event.exec_id().empty()) {
-    told->second.exited = true;
-    told->second.exit_status = event.exit_status();
-    told->second.exited_at_ns = event.exited_at_ns();
-  }
+  if (event.kind() == GuestEvent::EXITED && event.exec_id().empty()) told->second.exit = event;
   if (event.kind() == GuestEvent::DELETED) told_of_.erase(told);
   const uint64_t turn = next_event_++;
   auto publish = PublishInTurn(turn, std::move(event));
@@ -474,14 +469,17 @@ void HostRequests::TellEnds(int64_t ended_at_ns) {
   for (const auto& [id, told] : told_of) {
     if (!told.created) continue;
     GuestEvent event;
-    event.set_container_id(id);
-    event.set_exit_status(told.exited ? told.exit_status : kUnknownExitStatus);
-    event.set_exited_at_ns(told.exited ? told.exited_at_ns : ended_at_ns);
-    for (const GuestEvent::Kind kind : {GuestEvent::EXITED, GuestEvent::DELETED}) {
-      if (kind == GuestEvent::EXITED && told.exited) continue;
-      event.set_kind(kind);
+    if (told.exit.has_value()) {
+      event = *told.exit;
+    } else {
+      event.set_kind(GuestEvent::EXITED);
+      event.set_container_id(id);
+      event.set_exit_status(kUnknownExitStatus);
+      event.set_exited_at_ns(ended_at_ns);
       asio::co_spawn(strand_, PublishInTurn(next_event_++, event), asio::detached);
     }
+    event.set_kind(GuestEvent::DELETED);
+    asio::co_spawn(strand_, PublishInTurn(next_event_++, event), asio::detached);
   }
 }
 

@@ -5,6 +5,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <string_view>
@@ -116,9 +117,7 @@ class HostRequests : public std::enable_shared_from_this<HostRequests> {
   // What has been told of a container.
   struct Told {
     bool created = false;
-    bool exited = false;
-    uint32_t exit_status = 0;
-    int64_t exited_at_ns = 0;
+    std::optional<agent::v1::GuestEvent> exit;  // the container's own
   };
   // Containers of which the guest may tell: prepared once and not told to be deleted. What is
   // journalled says less: what a guest no longer holds may be released before its end is told.

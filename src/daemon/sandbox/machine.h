@@ -70,7 +70,9 @@ class Machine : public std::enable_shared_from_this<Machine> {
   using TimePoint = std::chrono::steady_clock::time_point;
 
   Co<absl::Status> MakeHost(const runtime::v1::PodSandboxConfig& pod);
-  Co<absl::Status> CheckRoom(Record now, uint64_t asked_bytes);
+  // What a VM may have within the memory limits of the cgroups above it.
+  Co<absl::StatusOr<uint64_t>> MemoryLimitAbove();
+  Co<absl::Status> CheckRoom(uint64_t asked_bytes);
   Co<absl::Status> MakeNetwork();
   Co<absl::Status> Launch();
   Co<absl::Status> WaitUntilReady();

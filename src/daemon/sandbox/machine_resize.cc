@@ -19,6 +19,15 @@ constexpr std::chrono::seconds kGuestLimit{15};
 
 }  // namespace
 
+Co<absl::StatusOr<uint64_t>> Machine::MemoryLimitAbove() {
+  auto blocking = RunBlocking(*env_->blocking, [env = env_, now = record_->Get()] {
+    return env->cgroups->MemoryLimitAbove(now.cgroup_parent, now.id);
+  });
+  absl::StatusOr<uint64_t> above = co_await std::move(blocking);
+  if (!above.ok()) co_return Annotate(above.status(), "read the memory limit of the pod's cgroup");
+  co_return above;
+}
+
 // Whatever brought it here (limits that changed, memory that the guest took, a connection that is
 // back), it looks at what is wanted and at what there is, and does what is missing.
 Co<absl::Status> Machine::Resize() {
@@ -28,11 +37,9 @@ Co<absl::Status> Machine::Resize() {
   resize_waits_ = false;
   if (over()) co_return absl::UnavailableError("the VM has ended");
   const Record before = record_->Get();
-  auto blocking = RunBlocking(*env_->blocking, [env = env_, before] {
-    return env->cgroups->MemoryLimitAbove(before.cgroup_parent, before.id);
-  });
-  const absl::StatusOr<uint64_t> above = co_await std::move(blocking);
-  if (!above.ok()) co_return Annotate(above.status(), "read the memory limit of the pod's cgroup");
+  auto read = MemoryLimitAbove();
+  const absl::StatusOr<uint64_t> above = co_await std::move(read);
+  if (!above.ok()) co_return above.status();
   const MachineSize wanted = WantedSize(before, env_->config, *above);
   const bool needed =
       before.resizing || before.vcpus != wanted.vcpus || before.memory_bytes != wanted.memory_bytes;

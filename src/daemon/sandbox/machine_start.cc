@@ -90,13 +90,11 @@ Co<absl::Status> Machine::Start(runtime::v1::PodSandboxConfig pod) {
 }
 
 // The host would kill a VM that is larger than its pod's cgroup holds.
-Co<absl::Status> Machine::CheckRoom(Record now, uint64_t asked_bytes) {
-  auto blocking = RunBlocking(*env_->blocking, [env = env_, now] {
-    return env->cgroups->MemoryLimitAbove(now.cgroup_parent, now.id);
-  });
-  const absl::StatusOr<uint64_t> above = co_await std::move(blocking);
-  if (!above.ok()) co_return Annotate(above.status(), "read the memory limit of the pod's cgroup");
-  const uint64_t room = RoomFor(now, env_->config, *above);
+Co<absl::Status> Machine::CheckRoom(uint64_t asked_bytes) {
+  auto read = MemoryLimitAbove();
+  const absl::StatusOr<uint64_t> above = co_await std::move(read);
+  if (!above.ok()) co_return above.status();
+  const uint64_t room = RoomFor(record_->Get(), env_->config, *above);
   if (asked_bytes <= room) co_return absl::OkStatus();
   co_return absl::FailedPreconditionError(
       absl::StrCat("annotations: ", kMemoryAnnotation, ": the pod's cgroup is limited to ",
@@ -112,7 +110,7 @@ Co<absl::Status> Machine::MakeHost(const runtime::v1::PodSandboxConfig& pod) {
   if (!asked.ok()) co_return asked.status();
   const MachineSize needed = SizeOf(pod.linux().resources(), sizing);
   if (asked->memory_bytes > needed.memory_bytes) {
-    auto check = CheckRoom(now, asked->memory_bytes);
+    auto check = CheckRoom(asked->memory_bytes);
     const absl::Status room = co_await std::move(check);
     if (!room.ok()) co_return room;
   }
