@@ -47,7 +47,8 @@ absl::Status PlanNinep(const std::string& program, const std::string& directory,
   supervisor::v1::Descriptor& descriptor = *process.add_descriptors();
   descriptor.set_source(theirs.get());
   descriptor.set_target(kStreamTarget);
-  plan.processes.push_back(std::move(process));
+  // Before the VMM: an end of both is told as the server's.
+  plan.processes.insert(plan.processes.begin(), std::move(process));
 
   supervisor::v1::GuestStream& stream = plan.guest_streams.emplace_back();
   stream.set_fd(relayed.get());

@@ -13,7 +13,6 @@
 #include "magnetar/co.h"
 #include "magnetar/supervisor.pb.h"
 #include "magnetar/unique_fd.h"
-#include "vmm/file_share.h"
 
 // The one interface to a virtual machine monitor, written for cloud-hypervisor,
 // QEMU and StratoVirt. A driver turns a machine's shape into processes that
@@ -79,8 +78,7 @@ struct MachineSpec {
   std::string extra_cmdline;  // appended to the driver's own
   TransportKind transport = TransportKind::kMux;
   uint32_t guest_cid = 0;        // kKernelVsock
-  std::string shared_directory;  // exported by `file_share`; empty: none
-  const FileShare* file_share = &kVirtiofs;
+  std::string shared_directory;  // exported by virtiofs; empty: none
   std::vector<NicSpec> nics;
   uint32_t uid = 0;
   uint32_t gid = 0;

@@ -18,3 +18,15 @@ function(magnetar_test name)
   target_link_libraries(${name} PRIVATE ${ARG_LINK} GTest::gmock GTest::gtest_main)
   gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60 PROPERTIES TIMEOUT 120)
 endfunction()
+
+# magnetar_install_by_digest(TARGET): under its digest, so that an upgrade takes nothing away from a
+# daemon that still runs, and by a link with its name.
+function(magnetar_install_by_digest target)
+  install(CODE "
+    include(\"${PROJECT_SOURCE_DIR}/config/lib/install.cmake\")
+    set(folder \"\${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_LIBEXECDIR}/magnetar\")
+    file(SHA256 \"$<TARGET_FILE:${target}>\" digest)
+    string(SUBSTRING \"\${digest}\" 0 16 digest)
+    magnetar_place(\"\${folder}\" \"\${digest}\" \"$<TARGET_FILE:${target}>\")
+    magnetar_point(\"\${folder}/${target}\" \"\${digest}/${target}\")")
+endfunction()

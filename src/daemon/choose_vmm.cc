@@ -24,7 +24,6 @@ absl::StatusOr<ChosenVmm> ChooseVmm(const Config& config) {
   vmm::qemu::Config qemu;
   qemu.program = config.vm.qemu_path;
   qemu.virtiofsd = config.vm.virtiofsd_path;
-  qemu.ninep = config.vm.vmm_9p_path;
   qemu.vhost_net = host.vhost_net;
   qemu.tsc_khz = host.tsc_khz;
   if (config.vm.accel == "kvm" && !host.kvm.ok()) return Annotate(host.kvm, "vm.accel is kvm");

@@ -38,8 +38,11 @@ absl::Status MakeRoot(const std::string& directory) {
   if (::fchdir(old_root.get()) != 0 || ::umount2(".", MNT_DETACH) != 0 || ::chdir("/") != 0) {
     return ErrnoStatus(errno, "leave the host's root");
   }
-  if (::mount(nullptr, "/", nullptr, MS_REMOUNT | MS_BIND | MS_NODEV | MS_NOSUID | MS_NOEXEC,
-              nullptr) != 0) {
+  // Added to what it has: the daemon hands it read-only, so that only what is mounted below may be
+  // written to.
+  mount_attr added = {};
+  added.attr_set = MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC;
+  if (::mount_setattr(AT_FDCWD, "/", 0, &added, sizeof(added)) != 0) {
     return ErrnoStatus(errno, "no devices in the new root");
   }
   return absl::OkStatus();

@@ -17,6 +17,7 @@
 #include <set>
 #include <thread>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
@@ -34,11 +35,12 @@ class NinepJailTest : public ::testing::Test {
  protected:
   void SetUp() override {
     if (::geteuid() != 0) GTEST_SKIP() << "needs root";
-    char name[] = "/tmp/ninep-jail-XXXXXX";
+    char name[] = "/tmp/ninep-jail.XXXXXX";
     ASSERT_NE(::mkdtemp(name), nullptr);
     directory_ = name;
     std::filesystem::create_directories(Path("c1/rootfs"));
     ASSERT_TRUE(WriteFileAtomically(Path("c1/rootfs/under"), "", 0644).ok());
+    Prepare();
     auto [near, far] = testing::SocketPair();
     client_.emplace(std::move(near));
     auto started = Spawn({.argv = {NINEP, "--fd=5", absl::StrCat("--directory=", directory_)},
@@ -61,6 +63,9 @@ class NinepJailTest : public ::testing::Test {
     std::filesystem::remove_all(directory_);
   }
 
+  // Before the program starts.
+  virtual void Prepare() {}
+
   std::string Path(const std::string& name) const { return absl::StrCat(directory_, "/", name); }
   std::string Proc(const std::string& name) const {
     return absl::StrCat("/proc/", process_.pid(), "/", name);
@@ -82,12 +87,11 @@ class NinepJailTest : public ::testing::Test {
 
 TEST_F(NinepJailTest, HoldsLittle) {
   EXPECT_EQ(Status("NoNewPrivs"), "1");
-  for (const char* field : {"CapPrm", "CapBnd"}) {
+  for (const char* field : {"CapPrm", "CapEff", "CapBnd"}) {
     uint64_t set = 0;
     ASSERT_TRUE(absl::SimpleHexAtoi(Status(field), &set));
     // chown, dac_override, dac_read_search, fowner, fsetid, setgid, setuid, mknod, setfcap
     EXPECT_EQ(set & ~uint64_t{0x880000df}, 0U) << field;
-    EXPECT_EQ(set & 1 << 21, 0U) << "CAP_SYS_ADMIN";
   }
   for (const char* field : {"CapInh", "CapAmb"}) EXPECT_EQ(Status(field), "0000000000000000");
   for (const char* kind : {"mnt", "net", "ipc", "uts"}) {
@@ -96,7 +100,7 @@ TEST_F(NinepJailTest, HoldsLittle) {
     ASSERT_EQ(::stat(Proc(absl::StrCat("ns/", kind)).c_str(), &its), 0);
     EXPECT_NE(own.st_ino, its.st_ino) << kind;
   }
-#ifndef __SANITIZE_ADDRESS__
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
   for (const auto& thread : std::filesystem::directory_iterator(Proc("task"))) {
     std::ifstream file(thread.path() / "status");
     const std::string text((std::istreambuf_iterator<char>(file)), {});
@@ -133,6 +137,34 @@ TEST_F(NinepJailTest, ServesWhatIsMountedInItsNamespaceLater) {
   EXPECT_EQ(client_->answer.U16(), 3U);
 }
 
+// As the daemon hands it: only what is mounted below may be written to.
+class NinepReadOnlyJailTest : public NinepJailTest {
+ protected:
+  void Prepare() override {
+    const char* path = directory_.c_str();
+    ASSERT_EQ(::mount(path, path, nullptr, MS_BIND, nullptr), 0);
+    ASSERT_EQ(::mount(nullptr, path, nullptr, MS_REMOUNT | MS_BIND | MS_RDONLY, nullptr), 0);
+    ASSERT_EQ(::mount("none", Path("c1/rootfs").c_str(), "tmpfs", 0, nullptr), 0);
+    mounted_ = true;
+  }
+  void TearDown() override {
+    if (mounted_) {
+      EXPECT_EQ(::umount2(Path("c1/rootfs").c_str(), MNT_DETACH), 0);
+      EXPECT_EQ(::umount2(directory_.c_str(), MNT_DETACH), 0);
+    }
+    NinepJailTest::TearDown();
+  }
+
+  bool mounted_ = false;
+};
+
+TEST_F(NinepReadOnlyJailTest, StaysReadOnly) {
+  ASSERT_EQ(client_->Walk(0, 1, {}), 0);
+  EXPECT_EQ(client_->Create(1, "file", O_RDWR, 0600), EROFS);
+  ASSERT_EQ(client_->Walk(0, 2, {"c1"}), 0);
+  EXPECT_EQ(client_->Create(2, "file", O_RDWR, 0600), EROFS);
+}
+
 // Each kind of call once, under the filter and by the way to descriptors that the jail leaves.
 TEST_F(NinepJailTest, DoesItsWorkInThere) {
   ASSERT_EQ(client_->Attach(1, 1000), 0);
@@ -151,11 +183,7 @@ TEST_F(NinepJailTest, DoesItsWorkInThere) {
   std::string data;
   EXPECT_EQ(client_->Read(3, 0, 100, data), 0);
   EXPECT_EQ(data, "te");
-  Writer link(kTlink, 1);
-  link.U32(0);
-  link.U32(3);
-  link.String("hard");
-  EXPECT_EQ(client_->Call(std::move(link)), 0);
+  EXPECT_EQ(client_->Link(0, 3, "hard"), 0);
   Writer symlink(kTsymlink, 1);
   symlink.U32(0);
   symlink.String("soft");
@@ -175,20 +203,12 @@ TEST_F(NinepJailTest, DoesItsWorkInThere) {
   rename.U32(0);
   rename.String("harder");
   EXPECT_EQ(client_->Call(std::move(rename)), 0);
-  Writer unlink(kTunlinkat, 1);
-  unlink.U32(0);
-  unlink.String("harder");
-  unlink.U32(0);
-  EXPECT_EQ(client_->Call(std::move(unlink)), 0);
+  EXPECT_EQ(client_->Unlink(0, "harder"), 0);
   ASSERT_EQ(client_->Walk(0, 5, {}), 0);
   EXPECT_EQ(client_->Open(5, O_RDONLY | O_DIRECTORY), 0);
   EXPECT_EQ(client_->Read(5, 0, 4096, data, kTreaddir), 0);
   EXPECT_THAT(data, ::testing::HasSubstr("fifo"));
-  Writer xattrs(kTxattrwalk, 1);
-  xattrs.U32(3);
-  xattrs.U32(6);
-  xattrs.String("");
-  EXPECT_EQ(client_->Call(std::move(xattrs)), 0);
+  EXPECT_EQ(client_->XattrWalk(3, 6, ""), 0);
   struct stat st = {};
   ASSERT_EQ(::stat(Path("file").c_str(), &st), 0);
   EXPECT_EQ(st.st_uid, 1001U);
@@ -218,6 +238,10 @@ TEST_F(NinepJailTest, EndsWithItsParent) {
     [[maybe_unused]] const ssize_t n = ::write(to_us.get(), &server, sizeof(server));
     while (true) ::pause();
   }
+  const absl::Cleanup end_parent = [parent] {
+    ::kill(parent, SIGKILL);
+    ::waitpid(parent, nullptr, 0);
+  };
   far.reset();
   pid_t server = -1;
   ASSERT_EQ(::read(from_parent.get(), &server, sizeof(server)), ssize_t{sizeof(server)});
@@ -232,7 +256,6 @@ TEST_F(NinepJailTest, EndsWithItsParent) {
     ASSERT_EQ(client.Clunk(2), 0);
   }
   ::kill(parent, SIGKILL);
-  ::waitpid(parent, nullptr, 0);
   pollfd ended{.fd = pidfd.get(), .events = POLLIN, .revents = 0};
   EXPECT_EQ(::poll(&ended, 1, 20000), 1) << "it goes on without its parent";
   ::syscall(SYS_pidfd_send_signal, pidfd.get(), SIGKILL, nullptr, 0);

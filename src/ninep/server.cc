@@ -48,9 +48,7 @@ class Server {
         Flush(*message);
         continue;
       }
-      const std::string answer = session_.Answer(*message);
-      Send(answer);
-      Finish(TagOf(*message));
+      Answer(TagOf(*message), session_.Answer(*message));
     }
   }
 
@@ -71,21 +69,17 @@ class Server {
           if (TypeOf(message) != kTflush) Begin(TagOf(message));
           return message;
         }
-        Receive(size - input_.size());
-      } else {
-        Receive(kReadBytes);
       }
+      Receive();
     }
     return std::nullopt;
   }
 
-  void Receive(size_t wanted) {
-    const size_t at = input_.size();
-    const size_t size = std::max(wanted, kReadBytes);
-    input_.resize(at + size);
-    const ssize_t n = ::recv(stream_.get(), input_.data() + at, size, 0);
+  void Receive() {
+    char piece[kReadBytes];
+    const ssize_t n = ::recv(stream_.get(), piece, sizeof(piece), 0);
     const int error = errno;
-    input_.resize(at + static_cast<size_t>(std::max<ssize_t>(n, 0)));
+    if (n > 0) input_.append(piece, static_cast<size_t>(n));
     if (n == 0) End(absl::OkStatus());
     if (n < 0 && error != EINTR) End(ErrnoStatus(error, "read the stream"));
   }
@@ -94,8 +88,8 @@ class Server {
     if (!end_.has_value()) end_ = std::move(status);
   }
 
-  void Send(std::string_view message) {
-    const std::lock_guard lock(writing_);
+  // `writing_` is held.
+  void Write(std::string_view message) {
     while (!message.empty()) {
       const ssize_t n = ::send(stream_.get(), message.data(), message.size(), MSG_NOSIGNAL);
       if (n < 0 && errno == EINTR) continue;
@@ -111,16 +105,22 @@ class Server {
     under_way_[tag] = std::nullopt;
   }
 
-  void Finish(uint16_t tag) {
-    std::optional<uint16_t> waiting;
-    {
-      const std::lock_guard lock(flushing_);
-      const auto it = under_way_.find(tag);
-      if (it == under_way_.end()) return;  // a client that uses a tag twice
-      waiting = it->second;
-      under_way_.erase(it);
-    }
-    if (waiting.has_value()) SendFlushed(*waiting);
+  // With the answer the client may use the tag again, so it is forgotten before; and a flush that
+  // does not find it any more is answered after it, since that waits for `writing_`.
+  void Answer(uint16_t tag, const std::string& answer) {
+    const std::lock_guard lock(writing_);
+    const std::optional<uint16_t> waiting = TakeWaiting(tag);
+    Write(answer);
+    if (waiting.has_value()) Write(Flushed(*waiting));
+  }
+
+  std::optional<uint16_t> TakeWaiting(uint16_t tag) {
+    const std::lock_guard lock(flushing_);
+    const auto it = under_way_.find(tag);
+    if (it == under_way_.end()) return std::nullopt;  // a client that uses a tag twice
+    const std::optional<uint16_t> waiting = it->second;
+    under_way_.erase(it);
+    return waiting;
   }
 
   // A request is never given up: its answer comes before that to its flush. Of several flushes the
@@ -136,18 +136,19 @@ class Server {
         return;
       }
     }
-    SendFlushed(TagOf(message));
+    const std::lock_guard lock(writing_);
+    Write(Flushed(TagOf(message)));
   }
 
-  void SendFlushed(uint16_t tag) { Send(Writer(kTflush + 1, tag).Finish()); }
+  static std::string Flushed(uint16_t tag) { return Writer(kTflush + 1, tag).Finish(); }
 
   const UniqueFd stream_;
   Session& session_;
   std::mutex reading_;  // input_, end_
   std::string input_;
   std::optional<absl::Status> end_;
-  std::mutex writing_;
-  std::mutex flushing_;
+  std::mutex writing_;   // taken before flushing_
+  std::mutex flushing_;  // under_way_
   std::map<uint16_t, std::optional<uint16_t>> under_way_;
 };
 

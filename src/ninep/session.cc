@@ -87,7 +87,9 @@ std::string Session::Answer(std::string_view message) {
   // What Linux takes for "try something older".
   if (handler == nullptr) return ErrorMessage(tag, EOPNOTSUPP);
   Writer out(static_cast<uint8_t>(type + 1), tag);
-  const int error = (this->*handler)(in, out);
+  int error = (this->*handler)(in, out);
+  // Of those that change nothing and look at what there is of a message.
+  if (error == 0 && !in.ok()) error = EINVAL;
   return error == 0 ? std::move(out).Finish() : ErrorMessage(tag, error);
 }
 
@@ -123,35 +125,37 @@ int Session::Attach(Reader& in, Writer& out) {
 }
 
 int Session::Walk(Reader& in, Writer& out) {
-  const std::shared_ptr<Fid> from = fids_.Find(in.U32());
+  const uint32_t from_number = in.U32();
   const uint32_t number = in.U32();
   const uint16_t count = in.U16();
   std::vector<std::string> names;
   for (uint16_t i = 0; i < count && in.ok(); ++i) names.emplace_back(in.String());
   if (!in.ok() || count > kMaxWalk) return EINVAL;
+  const std::shared_ptr<Fid> from = fids_.Find(from_number);
   if (from == nullptr) return EBADF;
   Fid::Node node = from->node();
   std::vector<Qid> qids;
   int error = 0;
   for (const std::string& name : names) {
     // Linux asks for no "..".
-    UniqueFd next = IsName(name) ? OpenEntry(node->get(), name) : UniqueFd();
-    error = IsName(name) ? errno : ENOENT;
+    if (!IsName(name)) {
+      error = ENOENT;
+      break;
+    }
+    UniqueFd next = OpenEntry(node->get(), name);
     struct stat st = {};
-    if (!next.ok()) break;
-    if (::fstat(next.get(), &st) != 0) {
+    if (!next.ok() || ::fstat(next.get(), &st) != 0) {
       error = errno;
       break;
     }
     qids.push_back(QidOf(st));
     node = std::make_shared<const UniqueFd>(std::move(next));
   }
-  if (qids.size() < names.size() && qids.empty()) return error;
-  if (qids.size() == names.size()) {
-    const std::shared_ptr<Fid> replaced = fids_.Find(number) == from ? from : nullptr;
-    const int added =
-        fids_.Add(number, std::make_shared<Fid>(from->uid(), std::move(node)), replaced.get());
-    if (added != 0) return added;
+  if (error != 0 && qids.empty()) return error;
+  if (error == 0) {
+    const Fid* replaced = number == from_number ? from.get() : nullptr;
+    error = fids_.Add(number, std::make_shared<Fid>(from->uid(), std::move(node)), replaced);
+    if (error != 0) return error;
   }
   out.U16(static_cast<uint16_t>(qids.size()));
   for (const Qid& qid : qids) out.Put(qid);
@@ -159,7 +163,9 @@ int Session::Walk(Reader& in, Writer& out) {
 }
 
 int Session::Clunk(Reader& in, Writer&) {
-  const std::shared_ptr<Fid> fid = fids_.Remove(in.U32());
+  const uint32_t number = in.U32();
+  if (!in.ok()) return EINVAL;
+  const std::shared_ptr<Fid> fid = fids_.Remove(number);
   if (fid == nullptr) return EBADF;
   Xattr written;
   fid->WithXattr([&written](Xattr& xattr) { written = std::move(xattr); });
@@ -168,7 +174,9 @@ int Session::Clunk(Reader& in, Writer&) {
 
 // Of what came before unlinkat. It gives the fid up in any case.
 int Session::Remove(Reader& in, Writer&) {
-  return fids_.Remove(in.U32()) == nullptr ? EBADF : EOPNOTSUPP;
+  const uint32_t number = in.U32();
+  if (!in.ok()) return EINVAL;
+  return fids_.Remove(number) == nullptr ? EBADF : EOPNOTSUPP;
 }
 
 }  // namespace magnetar::ninep

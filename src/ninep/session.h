@@ -83,6 +83,10 @@ class Session {
 
   // Descriptor of what a new entry is made in; nullptr: no such fid, or its name is none.
   Fid::Node Parent(const std::shared_ptr<Fid>& fid, const std::string& name) const;
+  // A new entry, by make(directory), in the name of whoever attached.
+  template <typename F>
+  int Make(const std::shared_ptr<Fid>& fid, const std::string& name, uint32_t gid, Writer& out,
+           F make);
   int AnswerEntry(int directory, const std::string& name, Writer& out);
   int TruncateTo(const Fid& fid, uint64_t size);
   // The most data that an answer holds.

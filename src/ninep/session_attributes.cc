@@ -202,14 +202,12 @@ int Session::XattrWalk(Reader& in, Writer& out) {
   const std::string path = descriptors_.PathOf(node->get());
   Xattr xattr;
   xattr.name = name;
-  xattr.value.resize(kMaxXattrBytes);
-  const ssize_t n =
-      name.empty() ? ::listxattr(path.c_str(), xattr.value.data(), xattr.value.size())
-                   : ::getxattr(path.c_str(), name.c_str(), xattr.value.data(), xattr.value.size());
+  char value[kMaxXattrBytes];
+  const ssize_t n = name.empty() ? ::listxattr(path.c_str(), value, sizeof(value))
+                                 : ::getxattr(path.c_str(), name.c_str(), value, sizeof(value));
   if (n < 0) return errno;
-  xattr.value.resize(static_cast<size_t>(n));
+  xattr.value.assign(value, static_cast<size_t>(n));
   if (name.empty()) RemoveAcls(xattr.value);
-  xattr.value.shrink_to_fit();
   const size_t size = xattr.value.size();
   if (!xattr_budget_.Take(name.size() + size, xattr.share)) return ENOMEM;
   auto made = std::make_shared<Fid>(fid->uid(), node);

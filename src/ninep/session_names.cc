@@ -22,20 +22,27 @@ int Session::AnswerEntry(int directory, const std::string& name, Writer& out) {
   return 0;
 }
 
+template <typename F>
+int Session::Make(const std::shared_ptr<Fid>& fid, const std::string& name, uint32_t gid,
+                  Writer& out, F make) {
+  const Fid::Node parent = Parent(fid, name);
+  if (parent == nullptr) return EBADF;
+  {
+    const MakingFor owner(fid->uid(), gid);
+    if (!owner.ok()) return EINVAL;
+    if (make(parent->get()) != 0) return errno;
+  }
+  return AnswerEntry(parent->get(), name, out);
+}
+
 int Session::MakeSymlink(Reader& in, Writer& out) {
   const std::shared_ptr<Fid> fid = fids_.Find(in.U32());
   const std::string name(in.String());
   const std::string target(in.String());
   const uint32_t gid = in.U32();
   if (!in.ok()) return EINVAL;
-  const Fid::Node parent = Parent(fid, name);
-  if (parent == nullptr) return EBADF;
-  {
-    const MakingFor owner(fid->uid(), gid);
-    if (!owner.ok()) return EINVAL;
-    if (::symlinkat(target.c_str(), parent->get(), name.c_str()) != 0) return errno;
-  }
-  return AnswerEntry(parent->get(), name, out);
+  return Make(fid, name, gid, out,
+              [&](int directory) { return ::symlinkat(target.c_str(), directory, name.c_str()); });
 }
 
 int Session::MakeNode(Reader& in, Writer& out) {
@@ -46,15 +53,10 @@ int Session::MakeNode(Reader& in, Writer& out) {
   const uint32_t minor = in.U32();
   const uint32_t gid = in.U32();
   if (!in.ok()) return EINVAL;
-  const Fid::Node parent = Parent(fid, name);
-  if (parent == nullptr) return EBADF;
-  {
-    const MakingFor owner(fid->uid(), gid);
+  return Make(fid, name, gid, out, [&](int directory) {
     const SettingBits bits;
-    if (!owner.ok()) return EINVAL;
-    if (::mknodat(parent->get(), name.c_str(), mode, makedev(major, minor)) != 0) return errno;
-  }
-  return AnswerEntry(parent->get(), name, out);
+    return ::mknodat(directory, name.c_str(), mode, makedev(major, minor));
+  });
 }
 
 int Session::MakeDirectory(Reader& in, Writer& out) {
@@ -63,14 +65,8 @@ int Session::MakeDirectory(Reader& in, Writer& out) {
   const uint32_t mode = in.U32();
   const uint32_t gid = in.U32();
   if (!in.ok()) return EINVAL;
-  const Fid::Node parent = Parent(fid, name);
-  if (parent == nullptr) return EBADF;
-  {
-    const MakingFor owner(fid->uid(), gid);
-    if (!owner.ok()) return EINVAL;
-    if (::mkdirat(parent->get(), name.c_str(), mode & 07777) != 0) return errno;
-  }
-  return AnswerEntry(parent->get(), name, out);
+  return Make(fid, name, gid, out,
+              [&](int directory) { return ::mkdirat(directory, name.c_str(), mode & 07777); });
 }
 
 int Session::Link(Reader& in, Writer&) {

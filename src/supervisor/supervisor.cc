@@ -174,7 +174,7 @@ absl::Status RunSupervisor(const v1::Launch& launch) {
     for (const v1::GuestStream& stream : launch.guest_streams()) {
       MAGNETAR_RETURN_IF_ERROR(SetNonBlocking(stream.fd()));
       asio::co_spawn(context, ServeGuestStream(UniqueFd(stream.fd()), stream.port(), access),
-                     end_with("the shared directory"));
+                     end_with(absl::StrCat("the stream to port ", stream.port())));
     }
     asio::co_spawn(context, AwaitReady(**link, machine, trim), asio::detached);
   }

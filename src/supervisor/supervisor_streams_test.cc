@@ -56,7 +56,7 @@ TEST_F(SupervisorTest, AGuestThatTakesNoStreamLosesItsVm) {
   auto exit = Call<v1::WaitExitResponse>("WaitExit", v1::WaitExitRequest());
   ASSERT_TRUE(exit.ok()) << exit.status();
   EXPECT_TRUE(absl::StrContains(exit->exit().reason(),
-                                "the shared directory: connect to the guest: nothing listens"))
+                                "the stream to port 9: connect to the guest: nothing listens"))
       << exit->exit().reason();
   EXPECT_EQ(ReadToEnd(ours.get()), "");
 }

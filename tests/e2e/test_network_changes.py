@@ -92,7 +92,6 @@ def test_addresses_routes_neighbours_mtu_and_state(running):
     network.ip("addr", "add", "fd77::4/64", "dev", "net1", "nodad")
     guest.wait(lambda: guest.addresses("net1"), "fd77::4/64")
     assert "10.77.0.4/24" in guest.addresses("net1")
-    # What a container has added itself stays, whatever changes.
     network.ip("addr", "del", "10.77.0.4/24", "dev", "net1")
     guest.wait_without(lambda: guest.addresses("net1"), "10.77.0.4")
     network.ip("route", "add", "10.99.0.0/16", "via", "10.77.0.1")
@@ -183,12 +182,11 @@ def test_a_tap_that_somebody_deletes_is_made_again(running):
     assert tap in network.taps()
 
 
-def test_an_address_that_the_guest_does_not_take(running):
-    """One that is no unicast address in the guest's eyes is named; the rest of the change is made, and the daemon goes on."""
+def test_a_gateway_on_no_network_of_the_interface(running):
+    """The guest takes it as the netns has it, and what is added after it."""
     network, guest = running
     network.add_veth("net1", "10.77.0.2/24")
     guest.wait(lambda: guest.addresses("net1"), "10.77.0.2/24")
-    # A gateway that can be reached through a rule of the netns, which the guest does not have.
     network.ip("route", "add", "10.90.0.0/16", "via", "172.31.0.1", "dev", "net1", "onlink")
     network.ip("addr", "add", "10.77.0.5/24", "dev", "net1")
     guest.wait(lambda: guest.addresses("net1"), "10.77.0.5/24")

@@ -106,3 +106,5 @@ def test_9p_server_is_confined(ninep_stack):
         mounts = [line.split() for line in pathlib.Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
         assert all(mount[4] == "/" or mount[4].count("/") == 2 for mount in mounts), mounts
         assert all("nodev" in mount[5].split(",") for mount in mounts), mounts
+        # Only what is mounted below may be written to.
+        assert all("ro" in mount[5].split(",") for mount in mounts if mount[4] == "/"), mounts

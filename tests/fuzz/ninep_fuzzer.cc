@@ -25,7 +25,7 @@ using magnetar::ninep::Session;
 class Place {
  public:
   Place() {
-    char name[] = "/tmp/ninep-fuzzer-XXXXXX";
+    char name[] = "/tmp/ninep-fuzzer.XXXXXX";
     if (::mkdtemp(name) == nullptr) std::abort();
     top_ = name;
     std::ofstream(top_ / "beside") << "untouched";

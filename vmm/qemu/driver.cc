@@ -16,7 +16,6 @@
 #include "magnetar/ids.h"
 #include "magnetar/status.h"
 #include "magnetar/supervisor_launch.h"
-#include "vmm/ninep.h"
 #include "vmm/qemu/command_line.h"
 #include "vmm/qemu/virtiofsd.h"
 #include "vmm/qemu/vm.h"
@@ -245,9 +244,6 @@ class QemuDriver : public Driver {
   absl::Status PlanSharing(const MachineSpec& spec, Machine& machine, Inherited& inherited,
                            LaunchPlan& plan) const {
     if (spec.shared_directory.empty()) return absl::OkStatus();
-    if (!spec.file_share->shares_memory) {
-      return PlanNinep(config_.ninep, spec.shared_directory, plan);
-    }
     MAGNETAR_RETURN_IF_ERROR(CheckProgram(config_.virtiofsd, "virtiofsd"));
     const std::string path = absl::StrCat(VmmDirectory(spec.directory), "/virtiofs.sock");
     auto listener = ListenUnix(path);

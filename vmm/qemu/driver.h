@@ -11,7 +11,6 @@ struct Config {
   std::string program = "/usr/bin/qemu-system-x86_64";
   // The file servers; which of them, a MachineSpec says.
   std::string virtiofsd = "/usr/lib/qemu/virtiofsd";
-  std::string ninep = "/usr/libexec/magnetar/vmm-9p";
   Acceleration acceleration = Acceleration::kTcg;
   uint32_t tsc_khz = 0;    // of the host, for guests under TCG; 0: they calibrate it themselves
   bool vhost_net = false;  // /dev/vhost-net works

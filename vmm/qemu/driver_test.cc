@@ -24,7 +24,6 @@ class DriverTest : public testing::Test {
     directory_ = ::mkdtemp(name);
     config_.program = "/bin/true";
     config_.virtiofsd = "/bin/true";
-    config_.ninep = "/bin/true";
     for (const char* file : {"kernel", "initrd", "image"}) {
       EXPECT_TRUE(WriteFileAtomically(absl::StrCat(directory_, "/", file), "x", 0644).ok());
     }
@@ -75,26 +74,16 @@ TEST_F(DriverTest, PlansTheFileServerBeforeTheVmm) {
   EXPECT_NE(::stat(absl::StrCat(directory_, "/vmm/virtiofs.sock").c_str(), &st), 0);
 }
 
-// Nothing in the machine knows of it: its memory is the VMM's own.
-TEST_F(DriverTest, PlansAStreamIntoTheGuestFor9p) {
-  spec_.file_share = &kNinep;
+// 9p has no part in the machine, whose memory is then the VMM's own.
+TEST_F(DriverTest, SharesItsMemoryWithNobodyButAFileServer) {
+  spec_.shared_directory.clear();
   auto plan = Plan();
   ASSERT_TRUE(plan.ok()) << plan.status();
-  ASSERT_EQ(plan->processes.size(), 2u);
-  const supervisor::v1::Process& server = plan->processes[0];
-  EXPECT_EQ(server.name(), "vmm-9p");
-  EXPECT_FALSE(server.vmm());
-  EXPECT_THAT(server.argv(),
-              testing::Contains(absl::StrCat("--directory=", directory_, "/shared")));
-  ASSERT_EQ(plan->guest_streams.size(), 1u);
-  EXPECT_EQ(plan->guest_streams[0].port(), kFileSharePort);
-  EXPECT_NE(plan->guest_streams[0].fd(), server.descriptors(0).source());
-  for (const std::string& argument : plan->processes[1].argv()) {
+  ASSERT_EQ(plan->processes.size(), 1u);
+  for (const std::string& argument : plan->processes[0].argv()) {
     EXPECT_THAT(argument, testing::Not(testing::AnyOf(HasSubstr("memfd"), HasSubstr("vhost-user"),
                                                       HasSubstr("share=on"))));
   }
-  config_.ninep = "/nonexistent/vmm-9p";
-  ExpectFailure(absl::StatusCode::kFailedPrecondition, "vmm-9p /nonexistent/vmm-9p: No such");
 }
 
 TEST_F(DriverTest, PlansTwiceInTheSameDirectory) {

@@ -350,6 +350,8 @@ TEST_F(VmTest, AGuestThatRefusesToLetGo) {
   });
   auto vm = Attach(server);
   EXPECT_TRUE(absl::IsFailedPrecondition(Await(context_, vm->RemoveNic("nic1"))));
+  // It leads nowhere any more.
+  EXPECT_THAT(Names(server), ElementsAre("device_del", "netdev_del"));
 }
 
 TEST_F(VmTest, WhatWasLeftOfANicGoes) {

@@ -265,11 +265,13 @@ class QemuVm : public Vm {
     if (!index.ok()) co_return index.status();
     auto unplug = Unplug(id);
     absl::Status unplugged = co_await std::move(unplug);
-    if (!unplugged.ok() && !absl::IsNotFound(unplugged)) co_return unplugged;
+    // Also of a device that the guest keeps: what the NIC led to is the guest's no longer.
     json netdev = {{"id", absl::StrCat(id, "-tap")}};
     auto remove = Run("netdev_del", std::move(netdev));
-    absl::Status removed = co_await std::move(remove);
-    if (unplugged.ok()) co_return removed;
+    const absl::Status removed = co_await std::move(remove);
+    // NOT_FOUND: an earlier attempt got this far.
+    if (!removed.ok() && !absl::IsNotFound(removed)) co_return removed;
+    if (!absl::IsNotFound(unplugged)) co_return unplugged;
     // Whoever added it may have died before these were used; a macvtap goes on feeding one that is
     // open. QEMU has one class of error for all, and mostly there are none.
     auto forget = Forget(absl::StrCat(id, "-tap"));

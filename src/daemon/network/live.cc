@@ -21,9 +21,9 @@
 namespace magnetar::daemon {
 namespace {
 
-bool HasIngress(const LinkState& link) {
+bool RedirectsIngress(const LinkState& link) {
   return std::any_of(link.qdiscs.begin(), link.qdiscs.end(),
-                     [](const QdiscState& qdisc) { return qdisc.kind == "ingress"; });
+                     [](const QdiscState& qdisc) { return qdisc.filtered; });
 }
 
 // By the index of the interface that each stands for.
@@ -60,11 +60,10 @@ absl::StatusOr<PodState> ReadPod(uint32_t uid, const std::set<int>& tied) {
   for (const LinkState& link : selection.interfaces) {
     PodInterface interface {
       .index = link.index, .name = link.name, .mac = link.mac, .mtu = link.mtu,
-      .tied = link.kind == kMacvtap, .tap_mtu = 0
+      .tied = link.kind == kMacvtap
     };
     if (const auto tap = taps.find(link.index); tap != taps.end()) {
-      interface.tied = HasIngress(link) && HasIngress(tap->second);
-      interface.tap_mtu = tap->second.mtu;
+      interface.tied = RedirectsIngress(link) && RedirectsIngress(tap->second);
     }
     state.interfaces.push_back(std::move(interface));
   }

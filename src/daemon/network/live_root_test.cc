@@ -101,7 +101,7 @@ TEST_F(LiveRootTest, ReadsWhatIsTiedAndWhatIsNot) {
   ASSERT_THAT(state.interfaces, SizeIs(2));
   EXPECT_EQ(state.interfaces[0].name, "eth0");
   EXPECT_TRUE(state.interfaces[0].tied);
-  EXPECT_EQ(state.interfaces[0].tap_mtu, 1500u);
+  EXPECT_EQ(state.taps.at(state.interfaces[0].index), 1500u);
   EXPECT_EQ(state.interfaces[1].name, "net1");
   EXPECT_FALSE(state.interfaces[1].tied);
   EXPECT_THAT(state.refused, IsEmpty());
@@ -149,8 +149,33 @@ TEST_F(LiveRootTest, TellsWhetherAllThatTiesIsThere) {
   EXPECT_TRUE(manager_->Untie(watch_.netns.get(), eth0.index, kUid).ok());
   EXPECT_TRUE(manager_->Tie(watch_.netns.get(), eth0, kUid).ok());
   EXPECT_TRUE(Read({eth0.index}).interfaces.at(0).tied);
-  pod_.Run(absl::StrCat("ip link del ", TapName(eth0.index)));
+  pod_.Run("tc filter del dev eth0 ingress");
+  EXPECT_EQ(News(), PodNews::kUntied);
   EXPECT_FALSE(Read({eth0.index}).interfaces.at(0).tied);
+  EXPECT_TRUE(manager_->Untie(watch_.netns.get(), eth0.index, kUid).ok());
+  EXPECT_TRUE(manager_->Tie(watch_.netns.get(), eth0, kUid).ok());
+  // The qdisc that is left is known, also by a daemon that knows of no NIC.
+  for (const bool untie : {true, false}) {
+    pod_.Run(absl::StrCat("ip link del ", TapName(eth0.index)));
+    const PodState state = Read();
+    ASSERT_THAT(state.interfaces, SizeIs(1));
+    EXPECT_FALSE(state.interfaces[0].tied);
+    if (untie) {
+      EXPECT_TRUE(manager_->Untie(watch_.netns.get(), eth0.index, kUid).ok());
+    }
+    EXPECT_TRUE(manager_->Tie(watch_.netns.get(), eth0, kUid).ok());
+    EXPECT_TRUE(Read().interfaces.at(0).tied);
+  }
+}
+
+TEST_F(LiveRootTest, SomebodyElsesQdiscStays) {
+  const PodInterface eth0 = Read().interfaces.at(0);
+  EXPECT_TRUE(manager_->Untie(watch_.netns.get(), eth0.index, kUid).ok());
+  pod_.Run("tc qdisc add dev eth0 ingress");
+  EXPECT_TRUE(absl::IsAlreadyExists(manager_->Tie(watch_.netns.get(), eth0, kUid).status()));
+  EXPECT_TRUE(Read().taps.empty());
+  // It still is there.
+  pod_.Run("tc qdisc del dev eth0 ingress");
 }
 
 TEST_F(LiveRootTest, StaysWhileItIsDown) {
@@ -163,11 +188,12 @@ TEST_F(LiveRootTest, StaysWhileItIsDown) {
 
 TEST_F(LiveRootTest, TheTapFollowsTheMtu) {
   pod_.Run("ip link set eth0 mtu 1300");
-  PodInterface eth0 = Read().interfaces.at(0);
+  const PodState before = Read();
+  const PodInterface& eth0 = before.interfaces.at(0);
   EXPECT_EQ(eth0.mtu, 1300u);
-  EXPECT_EQ(eth0.tap_mtu, 1500u);
+  EXPECT_EQ(before.taps.at(eth0.index), 1500u);
   EXPECT_TRUE(manager_->SetMtu(watch_.netns.get(), eth0).ok());
-  EXPECT_EQ(Read().interfaces.at(0).tap_mtu, 1300u);
+  EXPECT_EQ(Read().taps.at(eth0.index), 1300u);
 }
 
 TEST_F(LiveRootTest, NewsOfOthersAndNotOfItself) {

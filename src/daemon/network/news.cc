@@ -2,10 +2,12 @@
 
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
+#include <netlink/attr.h>
+#include <netlink/msg.h>
 
 #include <algorithm>
+#include <cstring>
 #include <string>
-#include <string_view>
 
 #include "src/daemon/network/pod_interfaces.h"
 #include "src/daemon/network/snapshot.h"
@@ -14,18 +16,16 @@ namespace magnetar::daemon {
 namespace {
 
 bool IsOwnTap(const nlmsghdr* header) {
-  if (header->nlmsg_len < NLMSG_LENGTH(sizeof(ifinfomsg))) return false;
-  const auto* info = static_cast<const ifinfomsg*>(NLMSG_DATA(header));
-  int left = static_cast<int>(IFLA_PAYLOAD(header));
-  for (const rtattr* a = IFLA_RTA(info); RTA_OK(a, left); a = RTA_NEXT(a, left)) {
-    if (a->rta_type != IFLA_IFNAME) continue;
-    LinkState link;
-    link.kind = "tun";
-    const std::string_view name(static_cast<const char*>(RTA_DATA(a)), RTA_PAYLOAD(a));
-    link.name = std::string(name.substr(0, name.find('\0')));
-    return InterfaceOfTap(link).has_value();
-  }
-  return false;
+  // libnl's own readers change nothing, and take no const.
+  auto* message = const_cast<nlmsghdr*>(header);
+  if (::nlmsg_valid_hdr(message, sizeof(ifinfomsg)) == 0) return false;
+  const nlattr* name = ::nlmsg_find_attr(message, sizeof(ifinfomsg), IFLA_IFNAME);
+  if (name == nullptr) return false;
+  LinkState link;
+  link.kind = "tun";
+  const auto* text = static_cast<const char*>(::nla_data(name));
+  link.name = std::string(text, ::strnlen(text, static_cast<size_t>(::nla_len(name))));
+  return InterfaceOfTap(link).has_value();
 }
 
 PodNews NewsOf(const nlmsghdr* header) {

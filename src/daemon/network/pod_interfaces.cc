@@ -84,7 +84,8 @@ absl::Status CheckTieable(const LinkState& link) {
   for (const QdiscState& qdisc : link.qdiscs) {
     // The kernel's own default has no handle, whatever net.core.default_qdisc says.
     static const std::set<std::string> kDefaults = {"noqueue", "pfifo_fast", "fq_codel", "mq"};
-    if (TC_H_MAJ(qdisc.handle) == 0 || kDefaults.contains(qdisc.kind)) continue;
+    // Ours is left of a tap that somebody has deleted.
+    if (TC_H_MAJ(qdisc.handle) == 0 || kDefaults.contains(qdisc.kind) || qdisc.ours) continue;
     return absl::FailedPreconditionError(absl::StrCat(
         link.name, ": has a qdisc of kind ", qdisc.kind,
         " that somebody else has put there; it would not see the VM's traffic as meant"));

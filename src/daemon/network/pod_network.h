@@ -45,8 +45,7 @@ struct PodInterface {
   std::string name;
   std::string mac;
   uint32_t mtu = 0;
-  bool tied = false;     // all that ties it to a VM is in place
-  uint32_t tap_mtu = 0;  // of its tap; 0: it has none
+  bool tied = false;  // all that ties it to a VM is in place
 };
 
 // One that does not, and why.
@@ -79,7 +78,8 @@ struct PodWatch {
 //
 // Errors: INVALID_ARGUMENT if the path is no netns, or the host's own; FAILED_PRECONDITION
 // for an interface that has foreign qdiscs, or is of a kind that cannot be tied, by name, and
-// for a netns that is tied to a living VM already, or has more interfaces than a VM takes.
+// for a netns that is tied to a living VM already (by its taps: not by macvtaps), or has more
+// interfaces than a VM takes.
 class NetworkManager {
  public:
   virtual ~NetworkManager() = default;

@@ -4,6 +4,7 @@
 #include <netlink/addr.h>
 #include <netlink/cache.h>
 #include <netlink/route/addr.h>
+#include <netlink/route/classifier.h>
 #include <netlink/route/link.h>
 #include <netlink/route/neighbour.h>
 #include <netlink/route/nexthop.h>
@@ -16,6 +17,7 @@
 
 #include "magnetar/status.h"
 #include "src/daemon/network/netlink.h"
+#include "src/daemon/network/traffic.h"
 
 namespace magnetar::daemon {
 namespace {
@@ -105,6 +107,20 @@ absl::Status ReadNeighbours(nl_sock* socket, NetnsSnapshot& out) {
   return absl::OkStatus();
 }
 
+absl::Status ReadFilters(nl_sock* socket, int index, QdiscState& qdisc) {
+  nl_cache* raw = nullptr;
+  const int error = ::rtnl_cls_alloc_cache(socket, index, qdisc.handle, &raw);
+  const absl::Status status = NlStatus(error, "list filters");
+  // It went away meanwhile.
+  if (absl::IsNotFound(status)) return absl::OkStatus();
+  if (!status.ok()) return status;
+  ForEach<rtnl_cls>(NlCache(raw), [&qdisc](rtnl_cls* filter) {
+    qdisc.filtered = true;
+    qdisc.ours = qdisc.ours || ::rtnl_cls_get_prio(filter) == kRedirectPriority;
+  });
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<LinkState>> ReadLinks(nl_sock* socket) {
@@ -132,8 +148,16 @@ absl::StatusOr<std::vector<LinkState>> ReadLinks(nl_sock* socket) {
                                    [index](const LinkState& l) { return l.index == index; });
     const char* kind = ::rtnl_tc_get_kind(tc);
     if (link == links.end() || kind == nullptr) return;
-    link->qdiscs.push_back({.kind = kind, .handle = ::rtnl_tc_get_handle(tc)});
+    QdiscState state;
+    state.kind = kind;
+    state.handle = ::rtnl_tc_get_handle(tc);
+    link->qdiscs.push_back(std::move(state));
   });
+  for (LinkState& link : links) {
+    for (QdiscState& qdisc : link.qdiscs) {
+      if (qdisc.kind == "ingress") MAGNETAR_RETURN_IF_ERROR(ReadFilters(socket, link.index, qdisc));
+    }
+  }
   return links;
 }
 

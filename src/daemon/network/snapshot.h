@@ -25,6 +25,9 @@ struct IpPrefix {
 struct QdiscState {
   std::string kind;
   uint32_t handle = 0;
+  // Of an ingress qdisc: whether it has filters, and whether one is RedirectIngress's (traffic.h).
+  bool filtered = false;
+  bool ours = false;
 };
 
 struct LinkState {

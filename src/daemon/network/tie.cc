@@ -8,7 +8,6 @@
 #include <utility>
 #include <vector>
 
-#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "magnetar/status.h"
 #include "src/daemon/network/macvtap.h"
@@ -19,6 +18,16 @@
 
 namespace magnetar::daemon {
 namespace {
+
+// Of a tap that somebody has deleted.
+bool HasStaleIngress(const LinkState& link, const std::vector<LinkState>& links) {
+  const bool ours = std::any_of(link.qdiscs.begin(), link.qdiscs.end(),
+                                [](const QdiscState& qdisc) { return qdisc.ours; });
+  return ours && !InterfaceOfTap(link).has_value() &&
+         std::none_of(links.begin(), links.end(), [&link](const LinkState& other) {
+           return InterfaceOfTap(other) == link.index;
+         });
+}
 
 absl::StatusOr<Untied> UntieSome(nl_sock* socket, std::optional<uint32_t> uid,
                                  const std::function<bool(int)>& wanted) {
@@ -44,6 +53,10 @@ absl::StatusOr<Untied> UntieSome(nl_sock* socket, std::optional<uint32_t> uid,
     if (status.ok() || absl::IsNotFound(status)) status = DeleteLink(socket, tap.name);
     result.Update(status);
   }
+  for (const LinkState& link : *links) {
+    if (!wanted(link.index) || !HasStaleIngress(link, *links)) continue;
+    result.Update(RemoveIngress(socket, link.index, link.name));
+  }
   if (!result.ok()) return result;
   return untied;
 }
@@ -64,15 +77,24 @@ absl::StatusOr<PodTap> TieInterface(nl_sock* socket, const LinkState& interface,
     tap.fd = *std::move(fd);
     return tap;
   }
+  for (const QdiscState& qdisc : interface.qdiscs) {
+    // CheckTieable has let it pass.
+    if (!qdisc.ours) continue;
+    MAGNETAR_RETURN_IF_ERROR(RemoveIngress(socket, interface.index, interface.name));
+  }
   auto fd = CreateTap(socket, tap.tap, interface, uid);
   if (!fd.ok()) return fd.status();
   tap.fd = *std::move(fd);
-  absl::Cleanup undo = [&] { UntieInterface(socket, interface.index, uid).IgnoreError(); };
   const int tap_index = static_cast<int>(::if_nametoindex(tap.tap.c_str()));
-  MAGNETAR_RETURN_IF_ERROR(RedirectIngress(socket, tap_index, interface.index, tap.tap));
-  MAGNETAR_RETURN_IF_ERROR(RedirectIngress(socket, interface.index, tap_index, interface.name));
-  std::move(undo).Cancel();
-  return tap;
+  absl::Status status = RedirectIngress(socket, tap_index, interface.index, tap.tap);
+  if (status.ok()) status = RedirectIngress(socket, interface.index, tap_index, interface.name);
+  if (status.ok()) return tap;
+  // A qdisc that was there is somebody else's.
+  const absl::Status undone = absl::IsAlreadyExists(status)
+                                  ? DeleteLink(socket, tap.tap)
+                                  : UntieInterface(socket, interface.index, uid);
+  if (undone.ok()) return status;
+  return Annotate(status, absl::StrCat("(and undoing failed: ", undone.message(), ")"));
 }
 
 absl::StatusOr<Untied> UntieAll(nl_sock* socket, std::optional<uint32_t> uid) {

@@ -11,7 +11,8 @@
 struct nl_sock;
 
 // Ties interfaces of the calling thread's netns to taps, and unties them. The tap is made
-// before any qdisc and removed after all of them, so the taps tell which qdiscs are ours.
+// before any qdisc and removed after all of them, so the taps tell which qdiscs are ours; where
+// somebody has deleted one, its filter's priority does (traffic.h).
 namespace magnetar::daemon {
 
 // Leaves nothing behind when it fails. Of a macvtap the interface's own tap is opened instead.

@@ -67,7 +67,7 @@ absl::Status RedirectIngress(nl_sock* socket, int from, int to, absl::string_vie
   ::rtnl_tc_set_ifindex(tc, from);
   ::rtnl_tc_set_parent(tc, kIngressHandle);
   MAGNETAR_RETURN_IF_ERROR(NlStatus(::rtnl_tc_set_kind(tc, "u32"), "set kind u32"));
-  ::rtnl_cls_set_prio(filter.get(), 1);
+  ::rtnl_cls_set_prio(filter.get(), kRedirectPriority);
   ::rtnl_cls_set_protocol(filter.get(), ETH_P_ALL);
   // A key with an empty mask matches everything.
   MAGNETAR_RETURN_IF_ERROR(

@@ -19,6 +19,7 @@
 #include "src/daemon/storage/cri_metadata.h"
 #include "src/daemon/storage/file_server.h"
 #include "src/daemon/storage/rootfs_source.h"
+#include "vmm/file_share.h"
 
 namespace magnetar::daemon {
 namespace {

@@ -103,6 +103,8 @@ void Machine::Ended(ExitRecord exit) {
   env_->metrics->VmEnded(HowItEnded());
   if (agent_ != nullptr) agent_->Close();
   requests_->SetVm(nullptr);
+  // Nothing of the daemon's keeps the netns of a VM that has ended.
+  if (network_watch_ != nullptr) network_watch_->Cease();
   requests_->TellEnds(exit_.exited_at_ns() != 0 ? exit_.exited_at_ns() : RealtimeNs());
   if (on_exit_) on_exit_(exit_);
 }

@@ -19,6 +19,7 @@
 #include "src/daemon/sandbox/network_watch.h"
 #include "src/daemon/sandbox/record.h"
 #include "src/daemon/sandbox/sizes.h"
+#include "vmm/file_share.h"
 
 namespace magnetar::daemon {
 

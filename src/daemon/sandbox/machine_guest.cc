@@ -101,7 +101,7 @@ void Machine::OnVmEvent(const vmm::Vm* vm, const vmm::Event& event) {
     case vmm::Event::Kind::kDeviceDeleted:
       // The guest has let go of a disk or a NIC, maybe long after it was asked to.
       requests_->RetryReleases();
-      if (absl::StartsWith(event.detail, "nic")) Network().Poke();
+      if (absl::StartsWith(event.detail, "nic")) Network().NicGone();
       return;
     case vmm::Event::Kind::kMemoryChanged:
       BeginResize();

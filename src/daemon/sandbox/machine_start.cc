@@ -21,6 +21,8 @@
 #include "src/daemon/sandbox/pod_request.h"
 #include "src/daemon/sandbox/size_annotations.h"
 #include "src/daemon/sandbox/sizes.h"
+#include "vmm/file_share.h"
+#include "vmm/ninep.h"
 
 namespace magnetar::daemon {
 namespace {
@@ -213,16 +215,22 @@ Co<absl::Status> Machine::Launch() {
     if (!cid.ok()) co_return cid.status();
     spec.guest_cid = *cid;
   }
-  spec.shared_directory = Path("shared");
-  spec.file_share = Share();
+  const bool in_memory = Share()->shares_memory;
+  if (in_memory) spec.shared_directory = Path("shared");
   for (size_t i = 0; i < network_.taps.size(); ++i) {
     const PodTap& tap = network_.taps[i];
     spec.nics.push_back({absl::StrCat("nic", i), tap.mac, tap.mtu, tap.fd.get()});
   }
   spec.uid = now.uid;
   spec.gid = now.uid;
-  auto plan_call =
-      RunBlocking(*env_->blocking, [env = env_, &spec] { return env->driver->Plan(spec); });
+  auto plan_call = RunBlocking(
+      *env_->blocking,
+      [env = env_, &spec, in_memory, shared = Path("shared")]() -> absl::StatusOr<vmm::LaunchPlan> {
+        absl::StatusOr<vmm::LaunchPlan> plan = env->driver->Plan(spec);
+        if (!plan.ok() || in_memory) return plan;
+        MAGNETAR_RETURN_IF_ERROR(vmm::PlanNinep(env->config.vm.vmm_9p_path, shared, *plan));
+        return plan;
+      });
   absl::StatusOr<vmm::LaunchPlan> plan = co_await std::move(plan_call);
   if (!plan.ok()) co_return Annotate(plan.status(), "plan the VM");
   MAGNETAR_CO_RETURN_IF_ERROR(CheckKilled());
@@ -364,9 +372,7 @@ Co<absl::Status> Machine::SetupGuest(const runtime::v1::PodSandboxConfig& pod) {
   for (const auto& [key, value] : pod.linux().sysctls()) (*request.mutable_sysctls())[key] = value;
   *request.mutable_network() = network_.guest;
   const vmm::FileShare& share = *Share();
-  const std::string feature(share.guest_feature);
-  if (!feature.empty() && std::find(now.agent_features.begin(), now.agent_features.end(),
-                                    feature) == now.agent_features.end()) {
+  if (*share.guest_feature != '\0' && !HasFeature(now, share.guest_feature)) {
     co_return absl::FailedPreconditionError(
         absl::StrCat("vm.file_share is ", share.name, ": the guest image is too old for it"));
   }

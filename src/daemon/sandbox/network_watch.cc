@@ -86,6 +86,11 @@ void NetworkWatch::Poke() {
   if (running_) Changed();
 }
 
+void NetworkWatch::NicGone() {
+  // By a reconcile itself, which looks again.
+  if (running_ && !reconciling_) Changed();
+}
+
 void NetworkWatch::Cease() {
   ceased_ = true;
   if (news_ != nullptr) news_->close();
@@ -132,8 +137,6 @@ Co<void> NetworkWatch::Run() {
     auto reconcile = Reconcile();
     absl::Status status = co_await std::move(reconcile);
     if (ceased_) break;
-    // What was done here has been told of by now.
-    status.Update(Hear());
     reconciling_ = false;
     auto rest = Rest(status);
     co_await std::move(rest);
@@ -256,21 +259,23 @@ Co<absl::Status> NetworkWatch::Reconcile() {
   }
   for (const RecordedNic& nic : MissingNics(record_->Get().nics, *state)) {
     if (ceased_) co_return result;
-    const auto interface =
-        std::find_if(state->interfaces.begin(), state->interfaces.end(),
-                     [&](const PodInterface& i) { return i.index == nic.interface; });
-    auto plug = Plug(peers, nic, *interface);
+    auto plug = Plug(peers, nic, *FindInterface(*state, nic.interface));
     const absl::Status status = co_await std::move(plug);
     moved = true;
-    result.Update(Annotate(status, absl::StrCat("plug in ", interface->name)));
+    result.Update(Annotate(status, absl::StrCat("plug in ", nic.name)));
   }
   if (ceased_) co_return result;
+  // From here on nothing is untied by this side, and what was has been told of.
+  result.Update(Hear());
+  reconciling_ = false;
   if (moved) {
     // A new NIC is to be set up, even if all it carries is what another one carried.
     told_.reset();
     auto again = Read();
     state = co_await std::move(again);
     if (!state.ok()) co_return Annotate(state.status(), "read the pod's netns");
+    // Somebody else has untied one meanwhile.
+    if (result.ok() && !ObsoleteNics(record_->Get().nics, *state).empty()) Changed();
   }
   auto follow = FollowMtus(*state);
   const absl::Status followed = co_await std::move(follow);
@@ -356,7 +361,8 @@ Co<absl::Status> NetworkWatch::Untie(int index) {
 Co<absl::Status> NetworkWatch::FollowMtus(const PodState& state) {
   absl::Status result;
   for (const PodInterface& interface : state.interfaces) {
-    if (interface.tap_mtu == 0 || interface.tap_mtu == interface.mtu) continue;
+    const auto tap = state.taps.find(interface.index);
+    if (tap == state.taps.end() || tap->second == interface.mtu) continue;
     auto set = RunBlocking(*env_->blocking, [env = env_, netns = netns_, interface] {
       return env->network->SetMtu(netns->get(), interface);
     });

@@ -43,6 +43,8 @@ class NetworkWatch : public std::enable_shared_from_this<NetworkWatch> {
   void Start(std::optional<agent::v1::Network> told);
   // Looks again: a peer has come, or the VMM tells that a device is gone.
   void Poke();
+  // The VM has lost a NIC.
+  void NicGone();
   // Begins nothing any more.
   void Cease();
   // After Cease: returns when nothing is in flight and the netns is let go.

@@ -17,7 +17,7 @@ PodState Pod(const std::vector<int>& indices) {
   for (const int index : indices) {
     PodInterface interface {
       .index = index, .name = absl::StrCat("net", index),
-      .mac = absl::StrCat("02:00:00:00:00:0", index), .mtu = 1500, .tied = false, .tap_mtu = 0
+      .mac = absl::StrCat("02:00:00:00:00:0", index), .mtu = 1500, .tied = false
     };
     auto& guest = *state.guest.add_interfaces();
     guest.set_name(interface.name);
@@ -202,7 +202,7 @@ TEST_F(NetworkWatchTest, MtusAreFollowedInPlaceWhereTheyCanBe) {
   Become({2});
   world_.WaitFor("agent.network");
   world_.ChangePod([](PodState& pod) {
-    pod.interfaces[0].tap_mtu = 1500;
+    pod.taps[pod.interfaces[0].index] = 1500;
     pod.interfaces[0].mtu = 1400;
     pod.guest.mutable_interfaces(0)->set_mtu(1400);
   });

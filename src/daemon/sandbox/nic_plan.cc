@@ -7,18 +7,18 @@
 namespace magnetar::daemon {
 namespace {
 
-const PodInterface* FindInterface(const PodState& state, int index) {
-  const auto it = std::find_if(state.interfaces.begin(), state.interfaces.end(),
-                               [index](const PodInterface& i) { return i.index == index; });
-  return it == state.interfaces.end() ? nullptr : &*it;
-}
-
 bool HasNic(const std::vector<RecordedNic>& nics, int index) {
   return std::any_of(nics.begin(), nics.end(),
                      [index](const RecordedNic& nic) { return nic.interface == index; });
 }
 
 }  // namespace
+
+const PodInterface* FindInterface(const PodState& state, int index) {
+  const auto it = std::find_if(state.interfaces.begin(), state.interfaces.end(),
+                               [index](const PodInterface& i) { return i.index == index; });
+  return it == state.interfaces.end() ? nullptr : &*it;
+}
 
 const PodInterface* InterfaceOf(const RecordedNic& nic, const PodState& state) {
   const PodInterface* interface = FindInterface(state, nic.interface);

@@ -11,6 +11,9 @@
 // What a running VM's NICs lack of what the pod's netns holds; no calls.
 namespace magnetar::daemon {
 
+// The interface with this index, or nullptr.
+const PodInterface* FindInterface(const PodState& state, int index);
+
 // The interface that a NIC stands for, if it is there and the NIC still fits it.
 const PodInterface* InterfaceOf(const RecordedNic& nic, const PodState& state);
 

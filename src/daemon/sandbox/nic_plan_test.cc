@@ -18,8 +18,7 @@ PodInterface Tied(int index) {
           .name = absl::StrCat("net", index),
           .mac = Mac(index),
           .mtu = 1500,
-          .tied = true,
-          .tap_mtu = 1500};
+          .tied = true};
 }
 
 RecordedNic Nic(uint32_t slot, int index) {
@@ -29,7 +28,7 @@ RecordedNic Nic(uint32_t slot, int index) {
 PodState State(std::vector<PodInterface> interfaces) {
   PodState state;
   for (const PodInterface& interface : interfaces) {
-    if (interface.tied) state.taps[interface.index] = interface.tap_mtu;
+    if (interface.tied) state.taps[interface.index] = 1500;
     auto& guest = *state.guest.add_interfaces();
     guest.set_name(interface.name);
     state.guest.add_routes()->set_device(interface.name);

@@ -11,6 +11,10 @@
 #include "magnetar/status.h"
 
 namespace magnetar::daemon {
+
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(RecordedNic, slot, interface, name, mac, mtu,
+                                                plugged)
+
 namespace {
 
 using nlohmann::json;
@@ -67,17 +71,6 @@ void GetMessage(const json& object, const char* key, std::string* out) {
   }
 }
 
-RecordedNic NicFromJson(const json& j) {
-  RecordedNic n;
-  Get(j, "slot", &n.slot);
-  Get(j, "interface", &n.interface);
-  Get(j, "name", &n.name);
-  Get(j, "mac", &n.mac);
-  Get(j, "mtu", &n.mtu);
-  Get(j, "plugged", &n.plugged);
-  return n;
-}
-
 Record FromJson(const json& j) {
   Record r;
   Get(j, "id", &r.id);
@@ -131,9 +124,7 @@ Record FromJson(const json& j) {
       r.container_limits.push_back(ContainerLimitsFromJson(limits));
     }
   }
-  if (j.contains("nics")) {
-    for (const json& n : j.at("nics")) r.nics.push_back(NicFromJson(n));
-  }
+  Get(j, "nics", &r.nics);
   return r;
 }
 
@@ -181,15 +172,6 @@ std::string RecordToJson(const Record& r) {
                                 {"memory_bytes", limits.memory_bytes},
                                 {"millicpus", limits.millicpus}});
   }
-  json nics = json::array();
-  for (const RecordedNic& n : r.nics) {
-    nics.push_back({{"slot", n.slot},
-                    {"interface", n.interface},
-                    {"name", n.name},
-                    {"mac", n.mac},
-                    {"mtu", n.mtu},
-                    {"plugged", n.plugged}});
-  }
   const json j = {{"schema", kRecordSchema},
                   {"id", r.id},
                   {"namespace", r.containerd_namespace},
@@ -225,7 +207,7 @@ std::string RecordToJson(const Record& r) {
                   {"processes", std::move(processes)},
                   {"steps", std::move(steps)},
                   {"container_steps", std::move(container_steps)},
-                  {"nics", std::move(nics)}};
+                  {"nics", r.nics}};
   return Dump(j);
 }
 

@@ -50,7 +50,7 @@ class Client {
   }
 
   int Version(uint32_t bytes = 65536) {
-    Writer request(100, 0xffff);
+    Writer request(kTversion, 0xffff);
     request.U32(bytes);
     request.String("9P2000.L");
     return Call(std::move(request));
@@ -119,6 +119,36 @@ class Client {
     return Call(std::move(request));
   }
   int Clunk(uint32_t fid) { return OfFid(kTclunk, fid); }
+
+  int Link(uint32_t directory, uint32_t fid, const std::string& name) {
+    Writer request(kTlink, 1);
+    request.U32(directory);
+    request.U32(fid);
+    request.String(name);
+    return Call(std::move(request));
+  }
+  int XattrWalk(uint32_t fid, uint32_t newfid, const std::string& name) {
+    Writer request(kTxattrwalk, 1);
+    request.U32(fid);
+    request.U32(newfid);
+    request.String(name);
+    return Call(std::move(request));
+  }
+  int XattrCreate(uint32_t fid, const std::string& name, uint64_t size, uint32_t flags = 0) {
+    Writer request(kTxattrcreate, 1);
+    request.U32(fid);
+    request.String(name);
+    request.U64(size);
+    request.U32(flags);
+    return Call(std::move(request));
+  }
+  int Unlink(uint32_t directory, const std::string& name, uint32_t flags = 0) {
+    Writer request(kTunlinkat, 1);
+    request.U32(directory);
+    request.String(name);
+    request.U32(flags);
+    return Call(std::move(request));
+  }
 
   // st_mode, st_uid, st_gid and st_size of what Tgetattr answers.
   struct Attributes {

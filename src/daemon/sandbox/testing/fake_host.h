@@ -97,11 +97,7 @@ class FakeNetwork : public NetworkManager {
     return absl::OkStatus();
   }
   absl::Status SetMtu(int, const PodInterface& interface) override {
-    world_->ChangePod([&](PodState& pod) {
-      for (PodInterface& i : pod.interfaces) {
-        if (i.index == interface.index) i.tap_mtu = interface.mtu;
-      }
-    });
+    world_->ChangePod([&](PodState& pod) { pod.taps[interface.index] = interface.mtu; });
     return world_->Note("network.mtu");
   }
   absl::Status Detach(const std::string& path, uint32_t) override {
