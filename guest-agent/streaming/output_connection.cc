@@ -18,6 +18,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "magnetar/descriptor_message.h"
+#include "magnetar/mux.h"
 #include "magnetar/output.h"
 #include "magnetar/status.h"
 
@@ -81,10 +82,7 @@ Co<absl::Status> OutputConnection::Send(streaming::OutputStream::Source source, 
     if (!status.ok()) co_return status;
     source.unsent = std::string();
   }
-  int family = 0;
-  socklen_t size = sizeof(family);
-  ::getsockopt(socket_.native_handle(), SOL_SOCKET, SO_DOMAIN, &family, &size);
-  const bool multiplexed = family == AF_UNIX;
+  const bool multiplexed = CarriesDescriptors(socket_.native_handle());
   if (source.fd.ok() && !(multiplexed && may_pass)) {
     auto copy = Copy(std::exchange(source.fd, UniqueFd()));
     const absl::Status status = co_await std::move(copy);
@@ -104,8 +102,7 @@ Co<absl::Status> OutputConnection::Send(streaming::OutputStream::Source source, 
 }
 
 Co<absl::Status> OutputConnection::Pass(UniqueFd source) {
-  while (SendWithDescriptor(socket_.native_handle(), std::string_view("\0", 1), source.get()) !=
-         1) {
+  while (SendWithDescriptor(socket_.native_handle(), {&mux::kPassSource, 1}, source.get()) != 1) {
     if (errno != EAGAIN) co_return ErrnoStatus(errno, "pass an output to the multiplexer");
     auto [error] = co_await socket_.async_wait(asio::posix::descriptor_base::wait_write,
                                                asio::as_tuple(asio::use_awaitable));

@@ -23,7 +23,10 @@
 #include <utility>
 
 #include "guest-agent/util/log.h"
+#include "magnetar/descriptor_message.h"
 #include "magnetar/forward.h"
+#include "magnetar/mux.h"
+#include "magnetar/status.h"
 
 namespace magnetar::guest {
 namespace {
@@ -93,6 +96,21 @@ Co<void> Copy(std::shared_ptr<Pair> pair) {
   ::shutdown(to->native_handle(), SHUT_WR);
 }
 
+// Lets the multiplexer have the connection, and waits until it is over.
+Co<void> Pass(std::shared_ptr<Pair> pair) {
+  boost::system::error_code error;
+  UniqueFd local(pair->local.release(error));
+  const char message[] = {static_cast<char>(kForwardConnected), mux::kPassConnection};
+  if (!local.ok() || SendWithDescriptor(pair->host.native_handle(), {message, sizeof(message)},
+                                        local.get()) != sizeof(message)) {
+    Log(LogLevel::kWarn, ErrnoStatus(errno, "pass a forwarded connection on").ToString());
+    co_return;
+  }
+  local.reset();
+  auto ended = pair->host.async_wait(Descriptor::wait_read, asio::as_tuple(asio::use_awaitable));
+  co_await std::move(ended);
+}
+
 Co<bool> Dial(std::shared_ptr<Pair> pair, uint16_t port) {
   const asio::ip::address loopbacks[] = {asio::ip::address_v4::loopback(),
                                          asio::ip::address_v6::loopback()};
@@ -123,6 +141,11 @@ Co<void> ServeForward(UniqueFd connection) {
   if (port != 0) {
     auto dial = Dial(pair, port);
     connected = co_await std::move(dial);
+  }
+  if (connected && CarriesDescriptors(pair->host.native_handle())) {
+    auto pass = Pass(pair);
+    co_await std::move(pass);
+    co_return;
   }
   const uint8_t answer = connected ? kForwardConnected : kForwardRefused;
   const auto answer_buffer = asio::buffer(&answer, 1);

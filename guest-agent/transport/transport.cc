@@ -17,6 +17,10 @@
 namespace magnetar::guest {
 namespace {
 
+// Of what the host sends: an emulated guest pays more for each turn of the process that gets it
+// than for the copy, and the VMM delivers no more than 4 KiB at a time.
+constexpr uint32_t kGatherBytes = 64 << 10;
+
 // Beats come one at a time; a few connections of daemons that come and go.
 ttrpc::Limits HeartbeatLimits() {
   ttrpc::Limits limits;
@@ -71,7 +75,7 @@ absl::Status Transport::StartMux() {
   absl::StatusOr<UniqueFd> channel = OpenMuxPort();
   if (!channel.ok()) return channel.status();
   auto accept = [this](uint32_t port, UniqueFd stream) { return Accept(port, std::move(stream)); };
-  auto guest = mux::Guest::Create(*std::move(channel), accept);
+  auto guest = mux::Guest::Create(*std::move(channel), accept, {.gather_bytes = kGatherBytes});
   asio::co_spawn(context_, RunMux(std::move(guest), lost_), asio::detached);
   return absl::OkStatus();
 }

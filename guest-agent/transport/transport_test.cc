@@ -13,7 +13,9 @@
 #include "guest-agent/transport/forward.h"
 #include "guest-agent/transport/main_loop_watch.h"
 #include "guest-agent/transport/mux_port.h"
+#include "magnetar/descriptor_message.h"
 #include "magnetar/forward.h"
+#include "magnetar/mux.h"
 
 namespace magnetar::guest {
 namespace {
@@ -51,7 +53,6 @@ TEST(MuxPort, IsFoundByItsName) {
 class ForwardTest : public ::testing::Test {
  protected:
   ForwardTest() {
-    host_ = Connect();
     listener_.reset(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
     sockaddr_in address = {};
     address.sin_family = AF_INET;
@@ -61,10 +62,26 @@ class ForwardTest : public ::testing::Test {
     socklen_t size = sizeof(address);
     EXPECT_EQ(::getsockname(listener_.get(), reinterpret_cast<sockaddr*>(&address), &size), 0);
     port_ = ntohs(address.sin_port);
+    host_ = Connect();
   }
+  // As kernel vsock, it carries no descriptors.
   UniqueFd Connect() {
+    const UniqueFd listener(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_in address = {};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof(address);
+    EXPECT_EQ(::bind(listener.get(), reinterpret_cast<sockaddr*>(&address), size), 0);
+    EXPECT_EQ(::listen(listener.get(), 1), 0);
+    EXPECT_EQ(::getsockname(listener.get(), reinterpret_cast<sockaddr*>(&address), &size), 0);
+    UniqueFd host(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    EXPECT_EQ(::connect(host.get(), reinterpret_cast<sockaddr*>(&address), size), 0);
+    forwards_.Serve(UniqueFd(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC)));
+    return host;
+  }
+  UniqueFd ConnectMultiplexed() {
     int pair[2];
-    EXPECT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+    EXPECT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair), 0);
     forwards_.Serve(UniqueFd(pair[1]));
     return UniqueFd(pair[0]);
   }
@@ -108,6 +125,38 @@ TEST_F(ForwardTest, ConnectsAndClosesEachHalf) {
   EXPECT_EQ(Received(host_.get()), "");
 }
 
+TEST_F(ForwardTest, LetsTheMultiplexerHaveTheConnection) {
+  host_ = ConnectMultiplexed();
+  loop_.Until([this] { return forwards_.size() == 1; });
+  Ask(port_);
+  UniqueFd passed;
+  char message[8];
+  ssize_t n = -1;
+  loop_.Until([&] {
+    n = ReceiveWithDescriptor(host_.get(), message, sizeof(message), passed);
+    return n >= 0;
+  });
+  EXPECT_EQ(std::string(message, static_cast<size_t>(n)), kConnected + mux::kPassConnection);
+  ASSERT_TRUE(passed.ok());
+  UniqueFd local(::accept(listener_.get(), nullptr, nullptr));
+  ASSERT_EQ(::send(passed.get(), "ping", 4, 0), 4);
+  EXPECT_EQ(Received(local.get()), "ping");
+  // It is counted until the multiplexer is done with it, and is the multiplexer's alone.
+  passed.reset();
+  EXPECT_EQ(Received(local.get()), "");
+  EXPECT_EQ(forwards_.size(), 1U);
+  host_.reset();
+  loop_.Until([this] { return forwards_.size() == 0; });
+}
+
+TEST_F(ForwardTest, RefusesAMultiplexedOneWhereNobodyListens) {
+  host_ = ConnectMultiplexed();
+  listener_.reset();
+  Ask(port_);
+  EXPECT_EQ(Received(host_.get()), kRefused);
+  EXPECT_EQ(Received(host_.get()), "");
+}
+
 TEST_F(ForwardTest, RefusesWhereNobodyListens) {
   listener_.reset();
   Ask(port_);
@@ -131,7 +180,7 @@ TEST_F(ForwardTest, KeepsABoundedNumber) {
   const UniqueFd more = Connect();
   EXPECT_EQ(forwards_.size(), kMaxForwards);
   char byte = 0;
-  EXPECT_EQ(::recv(more.get(), &byte, 1, MSG_DONTWAIT), 0);
+  EXPECT_EQ(::recv(more.get(), &byte, 1, 0), 0);
   // Each that ends makes room for another.
   hosts.pop_back();
   loop_.Until([this] { return forwards_.size() < kMaxForwards; });

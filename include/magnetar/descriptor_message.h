@@ -19,4 +19,7 @@ ssize_t SendWithDescriptor(int socket, std::string_view data, int fd);
 // was sent with. More than one, or one for which there was no room: -1, EMFILE.
 ssize_t ReceiveWithDescriptor(int socket, void* buffer, size_t size, UniqueFd& fd);
 
+// Whether it is a unix socket: no other carries descriptors.
+bool CarriesDescriptors(int socket);
+
 }  // namespace magnetar

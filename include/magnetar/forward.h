@@ -11,7 +11,8 @@
 // The guest dials 127.0.0.1, then ::1, in the pod's network namespace. After
 // kForwardConnected both sides are raw bytes, and each half closes by itself
 // (shutdown(2) on either side travels on). After kForwardRefused the guest closes.
-// A port of 0 is refused.
+// A port of 0 is refused. A connection of the multiplexer's gets the dialled socket in the agent's
+// place (mux.h), so that no byte is copied twice in the guest.
 namespace magnetar {
 
 inline constexpr int kForwardPortBytes = 2;

@@ -17,18 +17,26 @@
 // vsock connection speaks to it unchanged, half-closes included. Flow control is
 // HTTP/2's: a stream whose reader stalls costs its window and stalls alone.
 //
-// The user of a stream may pass a descriptor (SCM_RIGHTS) with one byte, which itself is not sent:
-// after all that was written before, the descriptor is read in the user's place, to its end,
-// without another copy. Shutting down the socket then gives up the stream.
+// The user of a stream may pass a descriptor (SCM_RIGHTS) at the end of a message, with a byte more
+// that is not sent: after all that was written before, the descriptor is used in the user's place,
+// without another copy. kPassSource: it is read, to its end. kPassConnection: a connected socket,
+// which also gets what comes; the user's own socket ends when that is over. Shutting down the
+// socket gives up the stream.
 //
 // Threads: everything on the executor of the coroutine that called Run().
 namespace magnetar::mux {
+
+inline constexpr char kPassSource = 0;
+inline constexpr char kPassConnection = 1;
 
 struct Limits {
   uint32_t stream_window_bytes = 256 << 10;
   // What a stream to kOutputPort gets once it has shown that it needs it, so many at a time.
   uint32_t output_window_bytes = 1 << 20;
   uint32_t max_wide_outputs = 16;
+  // What comes within one frame is passed on in pieces of so much, the last one at the frame's end,
+  // and not as it comes.
+  uint32_t gather_bytes = 0;
   uint32_t connection_window_bytes = 4 << 20;
   uint32_t max_streams = 1024;
   // Beyond those, for every port but kForwardPort (ports.h): however many connections strangers

@@ -56,4 +56,10 @@ ssize_t ReceiveWithDescriptor(int socket, void* buffer, size_t size, UniqueFd& f
   return n;
 }
 
+bool CarriesDescriptors(int socket) {
+  int family = AF_UNSPEC;
+  socklen_t size = sizeof(family);
+  return ::getsockopt(socket, SOL_SOCKET, SO_DOMAIN, &family, &size) == 0 && family == AF_UNIX;
+}
+
 }  // namespace magnetar

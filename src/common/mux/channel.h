@@ -42,6 +42,7 @@ class Channel {
   bool PeerGone() const;
   void Close();
   bool open() const { return descriptor_.is_open(); }
+  bool is_socket() const { return is_socket_; }
 
  private:
   asio::posix::stream_descriptor descriptor_;

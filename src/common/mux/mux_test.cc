@@ -40,6 +40,7 @@ class MuxTest : public ::testing::Test {
   void Start(Limits limits = {}) {
     auto [host_end, guest_end] = SocketPair();
     host_ = Host::Create(std::move(host_end), limits);
+    limits.gather_bytes = 64 << 10;
     guest_ = Guest::Create(
         std::move(guest_end),
         [this](uint32_t port, UniqueFd stream) {
@@ -364,7 +365,7 @@ UniqueFd PassPipe(Socket& user) {
   int fds[2];
   if (::pipe2(fds, O_CLOEXEC | O_NONBLOCK) != 0) std::abort();
   const UniqueFd read_end(fds[0]);
-  EXPECT_EQ(SendWithDescriptor(user.native_handle(), "x", read_end.get()), 1);
+  EXPECT_EQ(SendWithDescriptor(user.native_handle(), {&kPassSource, 1}, read_end.get()), 1);
   return UniqueFd(fds[1]);
 }
 
@@ -410,6 +411,69 @@ TEST_F(MuxTest, WhoeverPassedADescriptorCanGiveUpTheStream) {
   ::signal(SIGPIPE, SIG_IGN);
   for (int i = 0; i < 100 && !nobody_reads(); ++i) io_.run_one_for(std::chrono::milliseconds(10));
   EXPECT_TRUE(nobody_reads());
+}
+
+// Passes one end of a connection, in the user's place; gives the other.
+Socket PassConnection(asio::io_context& io, Socket& user) {
+  auto [passed, peer] = SocketPair();
+  EXPECT_EQ(SendWithDescriptor(user.native_handle(), {&kPassConnection, 1}, passed.get()), 1);
+  return ToSocket(io, std::move(peer));
+}
+
+TEST_F(MuxTest, APassedConnectionIsUsedBothWays) {
+  Start();
+  auto [near, far] = Open();
+  ASSERT_EQ(::send(far.native_handle(), "first ", 6, 0), 6);
+  Socket peer = PassConnection(io_, far);
+  const std::string out = Pattern(4 << 20, 8), in = Pattern(3 << 20, 9);
+  auto both = [](Socket& near, Socket& peer, const std::string& out,
+                 const std::string& in) -> Co<std::pair<std::string, std::string>> {
+    using asio::experimental::awaitable_operators::operator&&;
+    // What the host sends before the connection has been passed would be its user's.
+    std::string first(6, '\0');
+    auto read = asio::async_read(near, asio::buffer(first), asio::as_tuple(asio::use_awaitable));
+    co_await std::move(read);
+    auto all = WriteAndShutdown(near, in) && WriteAndShutdown(peer, out) && ReadToEnd(near) &&
+               ReadToEnd(peer);
+    auto [sent_in, sent_out, got_out, got_in] = co_await std::move(all);
+    co_return std::pair(first + got_out, got_in);
+  };
+  const auto got = RunFor(io_, both(near, peer, out, in));
+  ASSERT_TRUE(got.has_value());
+  EXPECT_TRUE(got->first == "first " + out);
+  EXPECT_TRUE(got->second == in);
+  // Its user learns that it is over.
+  EXPECT_EQ(RunFor(io_, ReadToEnd(far)).value_or("late"), "");
+}
+
+TEST_F(MuxTest, AConnectionThatTakesNoMoreIsHeardToItsEnd) {
+  Start();
+  auto [near, far] = Open();
+  Socket peer = PassConnection(io_, far);
+  ASSERT_EQ(::send(peer.native_handle(), "hello", 5, 0), 5);
+  std::string hello(5, '\0');
+  auto read = [](Socket& socket, std::string& into) -> Co<bool> {
+    auto all = asio::async_read(socket, asio::buffer(into), asio::as_tuple(asio::use_awaitable));
+    auto [error, n] = co_await std::move(all);
+    co_return !error;
+  };
+  ASSERT_TRUE(RunFor(io_, read(near, hello)).value_or(false));
+  peer.shutdown(Socket::shutdown_receive);
+  ASSERT_EQ(::send(near.native_handle(), "upload", 6, 0), 6);
+  for (int i = 0; i < 20; ++i) io_.run_one_for(std::chrono::milliseconds(1));
+  ASSERT_EQ(::send(peer.native_handle(), "refused", 7, 0), 7);
+  peer.close();
+  EXPECT_EQ(RunFor(io_, ReadToEnd(near)).value_or("late"), "refused");
+  EXPECT_EQ(RunFor(io_, ReadToEnd(far)).value_or("late"), "");
+}
+
+TEST_F(MuxTest, WhoeverPassedAConnectionCanGiveUpTheStream) {
+  Start();
+  auto [near, far] = Open();
+  Socket peer = PassConnection(io_, far);
+  far.close();
+  EXPECT_EQ(RunFor(io_, ReadToEnd(near)).value_or("late"), "");
+  EXPECT_EQ(RunFor(io_, ReadToEnd(peer)).value_or("late"), "");
 }
 
 TEST_F(MuxTest, ACloseByTheHostLetsGoOfThePassedDescriptor) {

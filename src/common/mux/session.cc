@@ -76,6 +76,7 @@ struct Session::Callbacks {
         if (ends_stream) session.OnPeerEnd(frame->hd.stream_id);
         break;
       case NGHTTP2_DATA:
+        session.OnDataEnd(frame->hd.stream_id);
         if (ends_stream) session.OnPeerEnd(frame->hd.stream_id);
         break;
       default:
@@ -208,15 +209,19 @@ Co<absl::Status> Session::ReadLoop() {
 
 // OUT_OF_RANGE: the end.
 absl::Status Session::ReadSome(bool& drained) {
-  const ssize_t n = channel_->Read(input_.data(), input_.size());
-  if (n < 0) {
-    drained = true;
+  size_t size = 0;
+  // A port of virtio_console gives a page at a time.
+  while (size < input_.size()) {
+    const ssize_t n = channel_->Read(input_.data() + size, input_.size() - size);
+    if (n > 0) size += static_cast<size_t>(n);
+    drained = n <= 0 || (channel_->is_socket() && size < input_.size());
+    if (n > 0 && !drained) continue;
+    if (size > 0) break;
+    if (n == 0) return absl::OutOfRangeError("end");
     if (errno == EAGAIN) return absl::OkStatus();
     return absl::UnavailableError(ErrnoStatus(errno, "read the channel").message());
   }
-  if (n == 0) return absl::OutOfRangeError("end");
-  drained = static_cast<size_t>(n) < input_.size();
-  const ssize_t taken = nghttp2_session_mem_recv(session_, input_.data(), static_cast<size_t>(n));
+  const ssize_t taken = nghttp2_session_mem_recv(session_, input_.data(), size);
   if (taken < 0) {
     return absl::UnavailableError(
         absl::StrCat("HTTP/2: ", nghttp2_strerror(static_cast<int>(taken)), " ", last_error_));
@@ -352,13 +357,15 @@ ssize_t Session::ReadNear(int32_t id, uint8_t* buffer, size_t size, uint32_t* fl
   const auto it = pumps_.find(id);
   if (it == pumps_.end()) return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
   const std::shared_ptr<Pump> pump = it->second;
-  if (pump->source.has_value()) return ReadSource(id, pump, buffer, size, flags);
+  if (pump->passed.has_value()) return ReadPassed(id, pump, buffer, size, flags);
   UniqueFd passed;
   ssize_t n = pump->near.Receive(buffer, size, passed);
   if (n > 0 && passed.ok()) {
-    pump->source.emplace(*executor_, std::move(passed));
+    --n;
+    pump->whole = buffer[n] == kPassConnection;
+    pump->passed.emplace(*executor_, std::move(passed));
     ResetWhenNearEnds(id, pump);
-    if (--n == 0) return ReadSource(id, pump, buffer, size, flags);
+    if (n == 0) return ReadPassed(id, pump, buffer, size, flags);
   }
   if (n > 0) return n;
   if (n < 0 && errno == EAGAIN) return Defer(id, pump, pump->near);
@@ -369,14 +376,20 @@ ssize_t Session::ReadNear(int32_t id, uint8_t* buffer, size_t size, uint32_t* fl
   return 0;
 }
 
-ssize_t Session::ReadSource(int32_t id, const std::shared_ptr<Pump>& pump, uint8_t* buffer,
+ssize_t Session::ReadPassed(int32_t id, const std::shared_ptr<Pump>& pump, uint8_t* buffer,
                             size_t size, uint32_t* flags) {
-  const ssize_t n = pump->source->Read(buffer, size);
+  const ssize_t n = pump->passed->Read(buffer, size);
   if (n > 0) return n;
-  if (n < 0 && errno == EAGAIN) return Defer(id, pump, *pump->source);
+  if (n < 0 && errno == EAGAIN) return Defer(id, pump, *pump->passed);
   // A terminal's master fails with EIO once its last user is gone; a pipe ends.
-  pump->source->Close();
   *flags |= NGHTTP2_DATA_FLAG_EOF;
+  pump->source_ended = true;
+  if (!pump->whole) {
+    pump->passed->Close();
+  } else if (n < 0 || pump->near_gone || pump->passed->PeerGone()) {
+    // What it sent before it broke goes first.
+    to_reset_.push_back(id);
+  }
   return 0;
 }
 
@@ -394,12 +407,12 @@ ssize_t Session::Defer(int32_t id, const std::shared_ptr<Pump>& pump, Channel& c
   return NGHTTP2_ERR_DEFERRED;
 }
 
-// The user of a near end whose source is read sends nothing more: what it does is to go away.
+// The user of a near end who has passed something sends nothing more: what it does is to go away.
 void Session::ResetWhenNearEnds(int32_t id, const std::shared_ptr<Pump>& pump) {
   pump->near.WaitReadable(
       [self = shared_from_this(), pump, id](const boost::system::error_code& error) {
         if (error || self->ended_.has_value() || !pump->stream_open) return;
-        pump->source->Close();
+        pump->passed->Close();
         self->Reset(id, NGHTTP2_CANCEL);
         self->Flush();
       });
@@ -407,7 +420,7 @@ void Session::ResetWhenNearEnds(int32_t id, const std::shared_ptr<Pump>& pump) {
 
 void Session::Pump::Close() {
   near.Close();
-  if (source.has_value()) source->Close();
+  if (passed.has_value()) passed->Close();
 }
 
 void Session::OnData(int32_t id, const uint8_t* data, size_t size) {
@@ -419,20 +432,39 @@ void Session::OnData(int32_t id, const uint8_t* data, size_t size) {
   if (pump->near_gone) return;
   if (pump->may_widen) Widen(id, *pump, size);
   size_t written = 0;
-  if (pump->unwritten.empty()) {
-    const ssize_t n = pump->near.Write(data, size);
+  if (pump->unwritten.empty() && limits_.gather_bytes == 0) {
+    const ssize_t n = pump->sink().Write(data, size);
     if (n >= 0) {
       written = static_cast<size_t>(n);
       nghttp2_session_consume_stream(session_, id, written);
     } else if (errno != EAGAIN) {
-      pump->near_gone = true;
-      Reset(id, NGHTTP2_CANCEL);
+      SinkGone(id, *pump);
       return;
     }
   }
   if (written == size) return;
   pump->unwritten.append(reinterpret_cast<const char*>(data) + written, size - written);
-  WriteNear(id, pump);
+  if (limits_.gather_bytes == 0) {
+    WaitToWrite(id, pump);
+  } else if (pump->unwritten.size() - pump->unwritten_at >= limits_.gather_bytes) {
+    if (!pump->waiting_writable) WriteUnwritten(id, pump);
+  }
+}
+
+void Session::OnDataEnd(int32_t id) {
+  const auto it = pumps_.find(id);
+  if (it == pumps_.end()) return;
+  const std::shared_ptr<Pump> pump = it->second;
+  if (!pump->unwritten.empty() && !pump->waiting_writable) WriteUnwritten(id, pump);
+}
+
+// Nobody takes what comes. A connection may still have something to say.
+void Session::SinkGone(int32_t id, Pump& pump) {
+  pump.near_gone = true;
+  pump.unwritten = std::string();
+  pump.unwritten_at = 0;
+  const bool heard = !pump.whole || pump.source_ended;
+  if (heard && pump.stream_open) Reset(id, NGHTTP2_CANCEL);
 }
 
 // Most outputs are a few lines, and their windows not worth a message.
@@ -448,35 +480,38 @@ void Session::Widen(int32_t id, Pump& pump, size_t received) {
                                               static_cast<int32_t>(limits_.output_window_bytes));
 }
 
-// Waits until the near end takes more of what has come for it.
-void Session::WriteNear(int32_t id, const std::shared_ptr<Pump>& pump) {
+// Writes what the sink takes of what has come for it, and waits with the rest.
+void Session::WriteUnwritten(int32_t id, const std::shared_ptr<Pump>& pump) {
+  const size_t left = pump->unwritten.size() - pump->unwritten_at;
+  const ssize_t n = pump->sink().Write(pump->unwritten.data() + pump->unwritten_at, left);
+  if (n < 0 && errno != EAGAIN) {
+    SinkGone(id, *pump);
+    return;
+  }
+  if (n > 0) {
+    if (pump->stream_open) {
+      nghttp2_session_consume_stream(session_, id, static_cast<size_t>(n));
+    }
+    pump->unwritten_at += static_cast<size_t>(n);
+    if (pump->unwritten_at == pump->unwritten.size()) {
+      // Not clear(): an idle stream keeps no buffer.
+      pump->unwritten = std::string();
+      pump->unwritten_at = 0;
+    } else if (pump->unwritten_at > kReadBytes) {
+      pump->unwritten.erase(0, std::exchange(pump->unwritten_at, 0));
+    }
+  }
+  if (!pump->unwritten.empty()) WaitToWrite(id, pump);
+}
+
+void Session::WaitToWrite(int32_t id, const std::shared_ptr<Pump>& pump) {
   if (pump->waiting_writable) return;
   pump->waiting_writable = true;
-  pump->near.WaitWritable(
+  pump->sink().WaitWritable(
       [self = shared_from_this(), pump, id](const boost::system::error_code& error) {
         pump->waiting_writable = false;
         if (error || self->ended_.has_value()) return;
-        const size_t left = pump->unwritten.size() - pump->unwritten_at;
-        const ssize_t n = pump->near.Write(pump->unwritten.data() + pump->unwritten_at, left);
-        if (n < 0 && errno != EAGAIN) {
-          pump->near_gone = true;
-          pump->unwritten = std::string();
-          pump->unwritten_at = 0;
-          if (pump->stream_open) self->Reset(id, NGHTTP2_CANCEL);
-        } else if (n > 0) {
-          if (pump->stream_open) {
-            nghttp2_session_consume_stream(self->session_, id, static_cast<size_t>(n));
-          }
-          pump->unwritten_at += static_cast<size_t>(n);
-          if (pump->unwritten_at == pump->unwritten.size()) {
-            // Not clear(): an idle stream keeps no buffer.
-            pump->unwritten = std::string();
-            pump->unwritten_at = 0;
-          } else if (pump->unwritten_at > kReadBytes) {
-            pump->unwritten.erase(0, std::exchange(pump->unwritten_at, 0));
-          }
-        }
-        if (!pump->unwritten.empty()) self->WriteNear(id, pump);
+        self->WriteUnwritten(id, pump);
         self->Settle(id, pump);
         self->Flush();
       });
@@ -498,7 +533,7 @@ void Session::Settle(int32_t id, const std::shared_ptr<Pump>& pump) {
     if (std::exchange(pump->wide, false)) --wide_outputs_;
     pumps_.erase(id);
   } else if (pump->peer_ended) {
-    pump->near.ShutdownWrite();
+    pump->sink().ShutdownWrite();
   }
 }
 

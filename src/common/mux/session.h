@@ -37,8 +37,11 @@ class Session : public std::enable_shared_from_this<Session> {
     Pump(const asio::any_io_executor& executor, UniqueFd near) : near(executor, std::move(near)) {}
     void Close();
     Channel near;
-    // What the near end's user has passed to be read in its place.
-    std::optional<Channel> source;
+    // What the near end's user has passed to be used in its place.
+    std::optional<Channel> passed;
+    bool whole = false;         // to be written, too
+    bool source_ended = false;  // what was passed has been read to its end
+    Channel& sink() { return whole ? *passed : near; }
     std::string unwritten;  // from `unwritten_at` on: received, not yet taken by the near end
     size_t unwritten_at = 0;
     bool waiting_readable = false;
@@ -92,15 +95,18 @@ class Session : public std::enable_shared_from_this<Session> {
   bool WriteOut(bool all);
 
   ssize_t ReadNear(int32_t id, uint8_t* buffer, size_t size, uint32_t* flags);
-  ssize_t ReadSource(int32_t id, const std::shared_ptr<Pump>& pump, uint8_t* buffer, size_t size,
+  ssize_t ReadPassed(int32_t id, const std::shared_ptr<Pump>& pump, uint8_t* buffer, size_t size,
                      uint32_t* flags);
   ssize_t Defer(int32_t id, const std::shared_ptr<Pump>& pump, Channel& channel);
   void ResetWhenNearEnds(int32_t id, const std::shared_ptr<Pump>& pump);
   void OnData(int32_t id, const uint8_t* data, size_t size);
+  void OnDataEnd(int32_t id);
+  void SinkGone(int32_t id, Pump& pump);
   void Widen(int32_t id, Pump& pump, size_t received);
   void OnPeerEnd(int32_t id);
   void OnClose(int32_t id, uint32_t code);
-  void WriteNear(int32_t id, const std::shared_ptr<Pump>& pump);
+  void WriteUnwritten(int32_t id, const std::shared_ptr<Pump>& pump);
+  void WaitToWrite(int32_t id, const std::shared_ptr<Pump>& pump);
   void Settle(int32_t id, const std::shared_ptr<Pump>& pump);
 
   UniqueFd fd_;
