@@ -9,6 +9,7 @@ import pytest
 
 from harness import protos
 from harness.controller import Controller
+from harness.cri import Cri
 from harness.guest import cpus, host_limit_file, memory_mib
 from stack.services import wait_until
 
@@ -17,7 +18,6 @@ pytestmark = [pytest.mark.vm, pytest.mark.timeout(400)]
 MIB = 1 << 20
 # Larger than what the tests give a pod to begin with, smaller than what they give it then.
 MUCH_MIB = 600
-CRI_UPDATE = "/runtime.v1.RuntimeService/UpdatePodSandboxResources"
 
 
 def record(pod):
@@ -147,16 +147,11 @@ def test_through_the_newest_containerd(newest_stack):
     """UpdatePodSandboxResources, with which a kubelet resizes a pod in place."""
     with newest_stack.pod(linux={"resources": {"memory_limit_in_bytes": 200 * MIB}}) as pod:
         container = pod.shell()
-        # UpdatePodSandboxResourcesRequest {pod_sandbox_id = 1, resources = 3 {memory_limit_in_bytes = 4}}
-        amount = bytearray([4 << 3])
-        value = 800 * MIB
-        while value:
-            amount.append((value & 0x7F) | (0x80 if value > 0x7F else 0))
-            value >>= 7
-        name = pod.id.encode()
-        request = bytes([1 << 3 | 2, len(name)]) + name + bytes([3 << 3 | 2, len(amount)]) + bytes(amount)
-        with grpc.insecure_channel(f"unix://{newest_stack.containerd.socket}") as channel:
-            channel.unary_unary(CRI_UPDATE)(request, timeout=60)
+        cri = Cri(newest_stack.containerd.socket)
+        try:
+            cri.call("UpdatePodSandboxResources", pod_sandbox_id=pod.id, resources={"memory_limit_in_bytes": 800 * MIB})
+        finally:
+            cri.close()
         container.crictl.run("update", "--memory", str(800 * MIB), container.id)
         wait_memory(container, lambda mib: mib > 700, "more memory")
 

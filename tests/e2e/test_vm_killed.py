@@ -4,19 +4,15 @@ import contextlib
 import os
 import signal
 import subprocess
-import time
 
-import grpc
 import pytest
 
 from harness import netns
 from harness.cri import Cri
-from stack.services import wait_dead, wait_until
+from harness.vmdeath import ANSWER_SECONDS, answer, finish, kill, left, removed
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 
-# From the VM's death to the answer of a call that was under way.
-ANSWER_SECONDS = 15
 # Calls that end what has died anyway may succeed; so may those that only look, with what containerd knows itself, and an update, which is
 # nothing for a container that has ended.
 MAY_SUCCEED = {"UpdateContainerResources", "StopContainer", "StopContainer with grace", "RemoveContainer", "StopPodSandbox", "RemovePodSandbox",
@@ -58,36 +54,11 @@ def calls(cri, pod):
     }
 
 
-def kill(vmm):
-    """Returns when it was done; a stopped process takes a KILL, too."""
-    os.kill(vmm, signal.SIGKILL)
-    assert wait_dead(vmm, 10)
-    return time.monotonic()
-
-
 def check(name, call, killed):
     """That a call has been answered in time, and how."""
-    try:
-        call.result(max(0.1, killed + ANSWER_SECONDS - time.monotonic()))
-    except grpc.FutureTimeoutError:
-        raise AssertionError(f"{name} is not answered {ANSWER_SECONDS} s after the VM's death") from None
-    except grpc.RpcError as error:
-        assert error.details(), name
-        return f"{error.code().name}: {error.details()}"
-    assert name in MAY_SUCCEED, f"{name} succeeded"
-    return "OK"
-
-
-def removed(pod):
-    """containerd notes the ends of a dead pod's containers by and by, and until then it has them running."""
-    wait_until(lambda: pod.remove(check=False).returncode == 0, 30, "the pod cannot be removed")
-
-
-def finish(stack, pod, before):
-    wait_until(lambda: pod.status()["state"] == "SANDBOX_NOTREADY", 30, "the pod is still ready")
-    pod.stop()
-    removed(pod)
-    stack.check_unchanged(before)
+    code, message = answer(name, call, killed)
+    assert code != "OK" or name in MAY_SUCCEED, f"{name} succeeded"
+    return f"{code}: {message}"
 
 
 def test_in_the_middle_of_every_call(own_stack, cri):
@@ -148,5 +119,5 @@ def test_in_the_middle_of_streams(own_stack, before):
                 pass
     for name, client in clients.items():
         # With nobody who reads them they would stand still.
-        client.communicate(timeout=max(0.1, killed + ANSWER_SECONDS - time.monotonic()))
+        client.communicate(timeout=left(killed))
     finish(own_stack, pod, before)

@@ -95,6 +95,9 @@ class TaskApi:
         """An Any of the runtime spec: JSON of a value, or bytes as they are."""
         return self._wkt.Any(type_url=SPEC + kind, value=value if isinstance(value, bytes) else json.dumps(value).encode())
 
+    def settimeout(self, seconds):
+        self._socket.settimeout(seconds)
+
     def close(self):
         self._socket.close()
 
