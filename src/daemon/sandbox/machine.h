@@ -70,6 +70,9 @@ class Machine : public std::enable_shared_from_this<Machine> {
  private:
   using TimePoint = std::chrono::steady_clock::time_point;
 
+  // What is left for a call, which takes zero for no limit.
+  static std::chrono::nanoseconds Left(TimePoint deadline);
+
   Co<absl::Status> MakeHost(const runtime::v1::PodSandboxConfig& pod);
   // What a VM may have within the memory limits of the cgroups above it.
   Co<absl::StatusOr<uint64_t>> MemoryLimitAbove();
@@ -78,6 +81,7 @@ class Machine : public std::enable_shared_from_this<Machine> {
   Co<absl::Status> Launch();
   Co<absl::Status> WaitUntilReady();
   Co<absl::Status> LearnProcesses();
+  Co<absl::Status> SetGuestClock();
   Co<absl::Status> SetupGuest(const runtime::v1::PodSandboxConfig& pod);
   // CANCELLED once Kill was called.
   absl::Status CheckKilled() const;

@@ -39,13 +39,12 @@ constexpr std::chrono::seconds kRecoveryLimit{60};
 // Its messages have only grown since.
 constexpr uint32_t kOldestAgentProtocol = 1;
 
-// Zero would mean no limit.
-std::chrono::nanoseconds Left(std::chrono::steady_clock::time_point deadline) {
+}  // namespace
+
+std::chrono::nanoseconds Machine::Left(TimePoint deadline) {
   return std::max<std::chrono::nanoseconds>(deadline - std::chrono::steady_clock::now(),
                                             std::chrono::milliseconds(1));
 }
-
-}  // namespace
 
 Co<absl::Status> Machine::ReconnectGuest() {
   auto self = shared_from_this();
