@@ -127,6 +127,19 @@ def test_a_tap_that_leads_nowhere_is_refused(stack):
             stack.crictl.run("rmp", "--force", pod["id"], check=False)
 
 
+def test_a_kind_that_is_not_known_is_refused(stack):
+    run("ip", "-n", stack.netns, "link", "add", "strange0", "type", "ifb")
+    try:
+        with cni_network(stack, "second", {"type": "host-device", "device": "strange0", "ipam": static("10.64.0.2/24")}):
+            with pytest.raises(CrictlError) as refused:
+                stack.new_pod()
+            assert "eth1: interfaces of kind ifb cannot be tied to a VM; supported are veth" in str(refused.value)
+    finally:
+        run("ip", "-n", stack.netns, "link", "del", "strange0", check=False)
+        for pod in stack.pods():
+            stack.crictl.run("rmp", "--force", pod["id"], check=False)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "10.123.0.1"])
 def test_host_port_from_the_host(stack, host):
     """CNI's portmap: a port of the node, its loopback's too, leads to the pod's."""

@@ -66,6 +66,7 @@ RUNTIME = """\
       privileged_without_host_devices = true
       snapshotter = '{snapshotter}'
       pod_annotations = ['io.magnetar.*']
+      container_annotations = {container_annotations}
 """
 
 
@@ -101,13 +102,15 @@ def overlay_works(folder):
 class Containerd:
     """containerd from the folder `programs`, with one runtime handler per entry of `handlers`
     (handler name -> snapshotter), which all use the sandboxer that listens on `sandboxer`. `registry`: the
-    address of the one registry that images of every name are pulled from."""
+    address of the one registry that images of every name are pulled from. `container_annotations`: patterns of those
+    that reach a container's spec."""
 
     def __init__(self, programs, run_dir, data_dir, netns, sandboxer, shim_dir, handlers, log_level="info", mtu=1500,
-                 snapshotter="overlayfs", registry=""):
+                 snapshotter="overlayfs", registry="", container_annotations=()):
         self.run, self.data, self.netns = pathlib.Path(run_dir), pathlib.Path(data_dir), netns
         self.programs = pathlib.Path(programs)
         self.snapshotter, self.registry = snapshotter, registry
+        self.container_annotations = list(container_annotations)
         self.socket = self.run / "containerd.sock"
         self.config = self.run / "containerd.toml"
         self._settings = (sandboxer, handlers, log_level, mtu)
@@ -135,7 +138,8 @@ class Containerd:
             run=self.run, data=self.data, socket=self.socket, log_level=log_level, sandboxer=sandboxer, pause=PAUSE_IMAGE,
             snapshotter=self.snapshotter, registries=registries,
             cni_bin=f"bin_dirs = ['{network.plugin_dir()}']", cni_conf=self.run / "cni",
-            runtimes="".join(RUNTIME.format(name=name, runtime_type=RUNTIME_TYPE, snapshotter=snapshotter)
+            runtimes="".join(RUNTIME.format(name=name, runtime_type=RUNTIME_TYPE, snapshotter=snapshotter,
+                                            container_annotations=self.container_annotations)
                              for name, snapshotter in handlers.items())))
 
     def start(self, timeout=60):
