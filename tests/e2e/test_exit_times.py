@@ -111,8 +111,9 @@ def test_in_a_guest_that_began_on_a_busy_host(stack, cri):
         for process in busy:
             process.kill()
             process.wait()
-    close(kill_some(stack, pod, cri))
+    times = kill_some(stack, pod, cri)
     pod.remove()
+    close(times)
 
 
 @pytest.mark.vm

@@ -133,6 +133,24 @@ INSTANTIATE_TEST_SUITE_P(EveryStep, StartFailureTest,
                                          "supervisor.state", "driver.attach", "agent.dial",
                                          "agent.hello", "agent.setup"));
 
+// The guest's clock is late by what a greeting took.
+TEST_F(SandboxTest, GreetsAGuestUntilThatIsFast) {
+  world_.greetings_take.assign(3, std::chrono::milliseconds(20));
+  ASSERT_TRUE(world_.Create("a").ok());
+  auto sandbox = world_.Get("a");
+  EXPECT_TRUE(world_.Await(sandbox, sandbox->Start()).ok());
+  EXPECT_GE(world_.Count("agent.hello"), 4);
+  EXPECT_TRUE(world_.greetings_take.empty());
+}
+
+TEST_F(SandboxTest, AGuestWhoseGreetingsNeverAreFastStarts) {
+  world_.greetings_take.assign(100, std::chrono::milliseconds(20));
+  ASSERT_TRUE(world_.Create("a").ok());
+  auto sandbox = world_.Get("a");
+  EXPECT_TRUE(world_.Await(sandbox, sandbox->Start()).ok());
+  EXPECT_EQ(world_.Count("agent.hello"), 9);
+}
+
 TEST_F(SandboxTest, StopEndsAStartInFlight) {
   ASSERT_TRUE(world_.Create("a").ok());
   auto sandbox = world_.Get("a");

@@ -4,6 +4,9 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/this_coro.hpp>
+#include <boost/asio/use_awaitable.hpp>
 #include <condition_variable>
 #include <cstdlib>
 
@@ -125,6 +128,12 @@ class FakeAgent : public AgentClient {
   Co<absl::StatusOr<agent::v1::HelloResponse>> Hello(std::chrono::nanoseconds) override {
     absl::Status status = world_->Note("agent.hello");
     if (!status.ok()) co_return status;
+    if (!world_->greetings_take.empty()) {
+      const asio::any_io_executor executor = co_await asio::this_coro::executor;
+      asio::steady_timer way(executor, world_->greetings_take.front());
+      world_->greetings_take.pop_front();
+      co_await way.async_wait(asio::use_awaitable);
+    }
     agent::v1::HelloResponse response;
     response.set_protocol(world_->agent_protocol);
     for (const std::string& feature : world_->features()) response.add_features(feature);

@@ -7,7 +7,9 @@
 #include <boost/asio/post.hpp>
 #include <boost/asio/thread_pool.hpp>
 #include <boost/asio/use_future.hpp>
+#include <chrono>
 #include <condition_variable>
+#include <deque>
 #include <functional>
 #include <future>
 #include <map>
@@ -107,6 +109,8 @@ class FakeWorld {
 
   // What the agent says in Hello.
   std::atomic<uint32_t> agent_protocol{1};
+  // What the next greetings take, which is nothing once these have been. To be set before a start.
+  std::deque<std::chrono::milliseconds> greetings_take;
   // Of the latest agent.resize.
   std::atomic<uint64_t> added_bytes{0};
   // Of the latest cgroup.update.
