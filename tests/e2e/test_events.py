@@ -10,6 +10,7 @@ from harness.events import ctr, listen
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 
+
 def test_life_of_a_container(stack, pod, tmp_path):
     with listen(stack, tmp_path) as events:
         container = pod.run("/bin/sleep", "infinity")
