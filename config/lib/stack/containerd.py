@@ -23,6 +23,7 @@ oom_score = 0
 [ttrpc]
   address = '{socket}.ttrpc'
 [debug]
+  address = '{socket}.debug'
   level = '{log_level}'
 
 [proxy_plugins.vmm]

@@ -39,8 +39,8 @@ std::string spare;
 // closed by then keeps a goroutine for ever (core/transfer/streaming/reader.go, until 2.4). So the
 // end waits for that grant: with this much of a window there is none under way.
 constexpr int64_t kGrantBytes = 64 << 10;
-// For a reader that counts otherwise, or does not read.
-constexpr std::chrono::milliseconds kGrantWait{200};
+// For a reader that does not read. On a busy host containerd takes a second or more for a grant.
+constexpr std::chrono::seconds kGrantWait{10};
 
 // Whether nothing is left to read and nothing will come.
 bool AtEnd(int fd) {
@@ -55,6 +55,9 @@ struct OutputStream::Attachment {
   explicit Attachment(std::shared_ptr<ttrpc::Stream> s) : stream(std::move(s)) {}
   std::shared_ptr<ttrpc::Stream> stream;
   int64_t window = 0;
+  int64_t widest = 0;
+  // One that began with less does not count as containerd does.
+  bool GrantComes() const { return window < kGrantBytes && (widest == 0 || widest >= kGrantBytes); }
   bool replaced = false;
   bool end_sent = false;
   // The peer ended its side, or is gone.
@@ -252,6 +255,7 @@ Co<void> OutputStream::ReadWindow(std::shared_ptr<OutputStream> self,
       break;
     }
     attachment->window = std::min(attachment->window + *update, kMaxWindowBytes);
+    attachment->widest = std::max(attachment->widest, attachment->window);
     attachment->small_frames = 0;
     self->changed_.NotifyAll();
   }
@@ -268,7 +272,7 @@ Co<absl::Status> OutputStream::SendTo(std::shared_ptr<Attachment> attachment) {
     if (!broken_.ok()) co_return broken_;
     if (Unsent().empty() && ended_) {
       if (!attachment->end_due.has_value()) attachment->end_due = Clock::now() + kGrantWait;
-      if (attachment->window < kGrantBytes && Clock::now() < *attachment->end_due) {
+      if (attachment->GrantComes() && Clock::now() < *attachment->end_due) {
         co_await changed_.WaitUntil(*attachment->end_due);
         continue;
       }

@@ -24,14 +24,11 @@ RELIST_SECONDS = 1
 STATS_SECONDS = 10
 IMAGES_SECONDS = 30
 SAMPLE_SECONDS = 3
-# How containerd tells of a call that failed, and of a container that ended while its figures were asked for.
+# How containerd tells of a call that failed, and of a container that ended while its figures were asked for or an exec in it was cleared
+# away: it closes the container's own connection then, whatever is under way on it.
 CALL_FAILED = re.compile(r'level=error msg="(?P<method>\w+) for \\"(?P<name>\w+)\\" failed"')
-ENDED_MEANWHILE = re.compile(r'time="(?P<time>[^"]+)" level=error msg="collecting metrics for (?P<name>\w+)" error="ttrpc: closed"')
-# For the start of all pods at once.
-START_SECONDS = 300
-# How containerd tells of a call that failed, and of a container that ended while its figures were asked for.
-CALL_FAILED = re.compile(r'level=error msg="(?P<method>\w+) for \\"(?P<name>\w+)\\" failed"')
-ENDED_MEANWHILE = re.compile(r'time="(?P<time>[^"]+)" level=error msg="collecting metrics for (?P<name>\w+)" error="ttrpc: closed"')
+ENDED_MEANWHILE = re.compile(r'time="(?P<time>[^"]+)" level=error msg="(collecting metrics for |Failed to delete exec process \\"\w+\\" for container \\")'
+                             r'(?P<name>\w+)(\\")?" error="ttrpc: closed"')
 # For the start of all pods at once.
 START_SECONDS = 300
 # Of a guest's /proc/meminfo: what leaks, of the agent's or the kernel's, shows there.
