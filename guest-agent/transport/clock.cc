@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <ctime>
+#include <utility>
 
 namespace magnetar::guest {
 namespace {
@@ -53,7 +54,12 @@ void AdjustClock(int64_t host_time_ns) {
 
 void StepClock(int64_t host_time_ns) {
   if (host_time_ns <= 0) return;
-  if (DecideClock(OffsetFrom(host_time_ns)) != ClockAction::kNone) Step(host_time_ns);
+  static bool is_set = false;
+  const bool first = !std::exchange(is_set, true);
+  const int64_t offset = OffsetFrom(host_time_ns);
+  const ClockAction action = DecideClock(offset);
+  const bool later = offset < 0 && action == ClockAction::kSlew;
+  if (action != ClockAction::kNone && (first || !later)) Step(host_time_ns);
 }
 
 }  // namespace magnetar::guest

@@ -103,7 +103,10 @@ Co<void> Pass(std::shared_ptr<Pair> pair) {
   const char message[] = {static_cast<char>(kForwardConnected), mux::kPassConnection};
   if (!local.ok() || SendWithDescriptor(pair->host.native_handle(), {message, sizeof(message)},
                                         local.get()) != sizeof(message)) {
-    Log(LogLevel::kWarn, ErrnoStatus(errno, "pass a forwarded connection on").ToString());
+    // Its client may have left meanwhile.
+    if (errno != EPIPE) {
+      Log(LogLevel::kWarn, ErrnoStatus(errno, "pass a forwarded connection on").ToString());
+    }
     co_return;
   }
   local.reset();

@@ -17,11 +17,11 @@
 // vsock connection speaks to it unchanged, half-closes included. Flow control is
 // HTTP/2's: a stream whose reader stalls costs its window and stalls alone.
 //
-// The user of a stream may pass a descriptor (SCM_RIGHTS) at the end of a message, with a byte more
-// that is not sent: after all that was written before, the descriptor is used in the user's place,
-// without another copy. kPassSource: it is read, to its end. kPassConnection: a connected socket,
-// which also gets what comes; the user's own socket ends when that is over. Shutting down the
-// socket gives up the stream.
+// The user of a stream may pass a descriptor (SCM_RIGHTS) in a message whose last byte, of two at
+// most, is not sent: after all that was written before, the descriptor is used in the user's place,
+// without another copy, and the user writes nothing more. kPassSource: it is read, to its end.
+// kPassConnection: a connected socket, which also gets what comes; the user's own socket ends when
+// that is over. Shutting down the socket gives up the stream.
 //
 // Threads: everything on the executor of the coroutine that called Run().
 namespace magnetar::mux {

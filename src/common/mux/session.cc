@@ -25,6 +25,8 @@ constexpr uint32_t kFrameHeaderBytes = 9;
 // What one write takes at least, except for the last of a row: so much Linux' virtio_console passes
 // on at a time (port_fops_write of 6.1), and each piece is a message to the VMM.
 constexpr size_t kWriteBytes = 32 << 10;
+// The longest message that a descriptor may come with (mux.h).
+constexpr size_t kPassBytes = 2;
 // Buffers read in a row before others get their turn.
 constexpr int kReadsInARow = 8;
 
@@ -232,6 +234,7 @@ absl::Status Session::ReadSome(bool& drained) {
 void Session::Flush() {
   if (ended_.has_value() || session_ == nullptr || flushing_ || !MaySend()) return;
   flushing_ = true;
+  for (const int32_t id : std::exchange(starved_, {})) nghttp2_session_resume_data(session_, id);
   if (!waiting_writable_) {
     while (true) {
       const uint8_t* data = nullptr;
@@ -358,6 +361,10 @@ ssize_t Session::ReadNear(int32_t id, uint8_t* buffer, size_t size, uint32_t* fl
   if (it == pumps_.end()) return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
   const std::shared_ptr<Pump> pump = it->second;
   if (pump->passed.has_value()) return ReadPassed(id, pump, buffer, size, flags);
+  if (size < kPassBytes) {
+    starved_.push_back(id);
+    return NGHTTP2_ERR_DEFERRED;
+  }
   UniqueFd passed;
   ssize_t n = pump->near.Receive(buffer, size, passed);
   if (n > 0 && passed.ok()) {
@@ -386,7 +393,7 @@ ssize_t Session::ReadPassed(int32_t id, const std::shared_ptr<Pump>& pump, uint8
   pump->source_ended = true;
   if (!pump->whole) {
     pump->passed->Close();
-  } else if (n < 0 || pump->near_gone || pump->passed->PeerGone()) {
+  } else if (n < 0 || pump->near_gone || (!pump->peer_ended && pump->passed->PeerGone())) {
     // What it sent before it broke goes first.
     to_reset_.push_back(id);
   }
@@ -411,9 +418,18 @@ ssize_t Session::Defer(int32_t id, const std::shared_ptr<Pump>& pump, Channel& c
 void Session::ResetWhenNearEnds(int32_t id, const std::shared_ptr<Pump>& pump) {
   pump->near.WaitReadable(
       [self = shared_from_this(), pump, id](const boost::system::error_code& error) {
-        if (error || self->ended_.has_value() || !pump->stream_open) return;
+        if (error || self->ended_.has_value()) return;
+        // A wait may end with an event of what has been read by now.
+        char byte;
+        if (const ssize_t n = pump->near.Read(&byte, 1); n < 0 && errno == EAGAIN) {
+          self->ResetWhenNearEnds(id, pump);
+          return;
+        }
         pump->passed->Close();
-        self->Reset(id, NGHTTP2_CANCEL);
+        pump->near_gone = true;
+        pump->DropUnwritten();
+        if (pump->stream_open) self->Reset(id, NGHTTP2_CANCEL);
+        self->Settle(id, pump);
         self->Flush();
       });
 }
@@ -429,7 +445,11 @@ void Session::OnData(int32_t id, const uint8_t* data, size_t size) {
   const auto it = pumps_.find(id);
   if (it == pumps_.end()) return;
   const std::shared_ptr<Pump> pump = it->second;
-  if (pump->near_gone) return;
+  if (pump->near_gone) {
+    // Its sender may have to be done before it hears why.
+    nghttp2_session_consume_stream(session_, id, size);
+    return;
+  }
   if (pump->may_widen) Widen(id, *pump, size);
   size_t written = 0;
   if (pump->unwritten.empty() && limits_.gather_bytes == 0) {
@@ -446,8 +466,8 @@ void Session::OnData(int32_t id, const uint8_t* data, size_t size) {
   pump->unwritten.append(reinterpret_cast<const char*>(data) + written, size - written);
   if (limits_.gather_bytes == 0) {
     WaitToWrite(id, pump);
-  } else if (pump->unwritten.size() - pump->unwritten_at >= limits_.gather_bytes) {
-    if (!pump->waiting_writable) WriteUnwritten(id, pump);
+  } else if (pump->left() >= limits_.gather_bytes && !pump->waiting_writable) {
+    WriteUnwritten(id, pump);
   }
 }
 
@@ -461,8 +481,8 @@ void Session::OnDataEnd(int32_t id) {
 // Nobody takes what comes. A connection may still have something to say.
 void Session::SinkGone(int32_t id, Pump& pump) {
   pump.near_gone = true;
-  pump.unwritten = std::string();
-  pump.unwritten_at = 0;
+  if (pump.stream_open) nghttp2_session_consume_stream(session_, id, pump.left());
+  pump.DropUnwritten();
   const bool heard = !pump.whole || pump.source_ended;
   if (heard && pump.stream_open) Reset(id, NGHTTP2_CANCEL);
 }
@@ -482,8 +502,7 @@ void Session::Widen(int32_t id, Pump& pump, size_t received) {
 
 // Writes what the sink takes of what has come for it, and waits with the rest.
 void Session::WriteUnwritten(int32_t id, const std::shared_ptr<Pump>& pump) {
-  const size_t left = pump->unwritten.size() - pump->unwritten_at;
-  const ssize_t n = pump->sink().Write(pump->unwritten.data() + pump->unwritten_at, left);
+  const ssize_t n = pump->sink().Write(pump->unwritten.data() + pump->unwritten_at, pump->left());
   if (n < 0 && errno != EAGAIN) {
     SinkGone(id, *pump);
     return;
@@ -493,10 +512,9 @@ void Session::WriteUnwritten(int32_t id, const std::shared_ptr<Pump>& pump) {
       nghttp2_session_consume_stream(session_, id, static_cast<size_t>(n));
     }
     pump->unwritten_at += static_cast<size_t>(n);
-    if (pump->unwritten_at == pump->unwritten.size()) {
-      // Not clear(): an idle stream keeps no buffer.
-      pump->unwritten = std::string();
-      pump->unwritten_at = 0;
+    if (pump->left() == 0) {
+      // An idle stream keeps no buffer.
+      pump->DropUnwritten();
     } else if (pump->unwritten_at > kReadBytes) {
       pump->unwritten.erase(0, std::exchange(pump->unwritten_at, 0));
     }
@@ -511,7 +529,7 @@ void Session::WaitToWrite(int32_t id, const std::shared_ptr<Pump>& pump) {
       [self = shared_from_this(), pump, id](const boost::system::error_code& error) {
         pump->waiting_writable = false;
         if (error || self->ended_.has_value()) return;
-        self->WriteUnwritten(id, pump);
+        if (pump->left() > 0) self->WriteUnwritten(id, pump);
         self->Settle(id, pump);
         self->Flush();
       });
@@ -544,7 +562,7 @@ void Session::OnClose(int32_t id, uint32_t code) {
   const std::shared_ptr<Pump> pump = it->second;
   pump->stream_open = false;
   // A reset cuts off what was still to come, not what came whole.
-  if (!pump->peer_ended) pump->unwritten.clear();
+  if (!pump->peer_ended) pump->DropUnwritten();
   Settle(id, pump);
 }
 

@@ -44,6 +44,11 @@ class Session : public std::enable_shared_from_this<Session> {
     Channel& sink() { return whole ? *passed : near; }
     std::string unwritten;  // from `unwritten_at` on: received, not yet taken by the near end
     size_t unwritten_at = 0;
+    size_t left() const { return unwritten.size() - unwritten_at; }
+    void DropUnwritten() {
+      unwritten = std::string();
+      unwritten_at = 0;
+    }
     bool waiting_readable = false;
     bool waiting_writable = false;
     bool peer_ended = false;  // END_STREAM came
@@ -117,6 +122,7 @@ class Session : public std::enable_shared_from_this<Session> {
   bool waiting_writable_ = false;
   bool flushing_ = false;
   std::vector<int32_t> to_reset_;  // streams whose near end went away
+  std::vector<int32_t> starved_;   // streams whose window has no room for what may come whole
   std::string last_error_;
 };
 

@@ -81,7 +81,7 @@ class Machine : public std::enable_shared_from_this<Machine> {
   Co<absl::Status> Launch();
   Co<absl::Status> WaitUntilReady();
   Co<absl::Status> LearnProcesses();
-  Co<absl::Status> SetGuestClock();
+  Co<void> SetGuestClock();
   Co<absl::Status> SetupGuest(const runtime::v1::PodSandboxConfig& pod);
   // CANCELLED once Kill was called.
   absl::Status CheckKilled() const;
