@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <iostream>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
@@ -73,7 +74,11 @@ void MakeBusyboxRoot(const std::string& path) {
   }
   const char* program = std::getenv("MAGNETAR_BUSYBOX");
   const auto busybox = ReadFile(program != nullptr ? program : "/bin/busybox", 8 << 20);
-  if (!busybox.ok()) std::abort();
+  if (!busybox.ok()) {
+    std::cerr << "no busybox for a test's container: " << busybox.status()
+              << " (MAGNETAR_BUSYBOX names another)" << std::endl;
+    std::abort();
+  }
   const std::string binary = absl::StrCat(path, "/bin/busybox");
   WriteFileAtomically(binary, *busybox, 0755).IgnoreError();
   for (const char* applet : {"sh", "cat", "echo", "sleep", "true", "seq", "dd", "ls", "id", "kill",
