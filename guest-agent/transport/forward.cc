@@ -100,9 +100,13 @@ Co<void> Copy(std::shared_ptr<Pair> pair) {
 Co<void> Pass(std::shared_ptr<Pair> pair) {
   boost::system::error_code error;
   UniqueFd local(pair->local.release(error));
+  if (error) {
+    Log(LogLevel::kWarn, "take a forwarded connection: ", error.message());
+    co_return;
+  }
   const char message[] = {static_cast<char>(kForwardConnected), mux::kPassConnection};
-  if (!local.ok() || SendWithDescriptor(pair->host.native_handle(), {message, sizeof(message)},
-                                        local.get()) != sizeof(message)) {
+  if (SendWithDescriptor(pair->host.native_handle(), {message, sizeof(message)}, local.get()) !=
+      sizeof(message)) {
     // Its client may have left meanwhile.
     if (errno != EPIPE) {
       Log(LogLevel::kWarn, ErrnoStatus(errno, "pass a forwarded connection on").ToString());

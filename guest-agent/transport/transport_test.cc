@@ -53,29 +53,28 @@ TEST(MuxPort, IsFoundByItsName) {
 class ForwardTest : public ::testing::Test {
  protected:
   ForwardTest() {
-    listener_.reset(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    sockaddr_in address = {};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    EXPECT_EQ(::bind(listener_.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
-    EXPECT_EQ(::listen(listener_.get(), 1), 0);
-    socklen_t size = sizeof(address);
-    EXPECT_EQ(::getsockname(listener_.get(), reinterpret_cast<sockaddr*>(&address), &size), 0);
+    sockaddr_in address;
+    listener_ = Listen(address);
     port_ = ntohs(address.sin_port);
     host_ = Connect();
   }
-  // As kernel vsock, it carries no descriptors.
-  UniqueFd Connect() {
-    const UniqueFd listener(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    sockaddr_in address = {};
+  static UniqueFd Listen(sockaddr_in& address) {
+    UniqueFd listener(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    address = {};
     address.sin_family = AF_INET;
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     socklen_t size = sizeof(address);
     EXPECT_EQ(::bind(listener.get(), reinterpret_cast<sockaddr*>(&address), size), 0);
     EXPECT_EQ(::listen(listener.get(), 1), 0);
     EXPECT_EQ(::getsockname(listener.get(), reinterpret_cast<sockaddr*>(&address), &size), 0);
+    return listener;
+  }
+  // As kernel vsock, it carries no descriptors.
+  UniqueFd Connect() {
+    sockaddr_in address;
+    const UniqueFd listener = Listen(address);
     UniqueFd host(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    EXPECT_EQ(::connect(host.get(), reinterpret_cast<sockaddr*>(&address), size), 0);
+    EXPECT_EQ(::connect(host.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
     forwards_.Serve(UniqueFd(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC)));
     return host;
   }
