@@ -113,29 +113,21 @@ def test_macvtap_from_the_start(stack):
                 assert b"macvtap" in netns.http_get(stack.netns, address, 8090), address
 
 
-def test_a_tap_that_leads_nowhere_is_refused(stack):
-    """What CNI's tap plugin makes: the pod is not started, and the message says why."""
-    run("ip", "-n", stack.netns, "tuntap", "add", "mode", "tap", "name", "loose0")
+@pytest.mark.parametrize("make, reason", [
+    # What CNI's tap plugin makes.
+    (("tuntap", "add", "mode", "tap", "name", "odd0"), "nobody holds the other end of this tap"),
+    (("link", "add", "odd0", "type", "ifb"), "interfaces of kind ifb cannot be tied to a VM; supported are veth"),
+], ids=["a tap that leads nowhere", "a kind that is not known"])
+def test_what_cannot_be_given_is_refused(stack, make, reason):
+    """The pod is not started, and the message says why."""
+    run("ip", "-n", stack.netns, *make)
     try:
-        with cni_network(stack, "second", {"type": "host-device", "device": "loose0", "ipam": static("10.64.0.2/24")}):
+        with cni_network(stack, "second", {"type": "host-device", "device": "odd0", "ipam": static("10.64.0.2/24")}):
             with pytest.raises(CrictlError) as refused:
                 stack.new_pod()
-            assert "eth1: nobody holds the other end of this tap" in str(refused.value)
+            assert f"eth1: {reason}" in str(refused.value)
     finally:
-        run("ip", "-n", stack.netns, "link", "del", "loose0", check=False)
-        for pod in stack.pods():
-            stack.crictl.run("rmp", "--force", pod["id"], check=False)
-
-
-def test_a_kind_that_is_not_known_is_refused(stack):
-    run("ip", "-n", stack.netns, "link", "add", "strange0", "type", "ifb")
-    try:
-        with cni_network(stack, "second", {"type": "host-device", "device": "strange0", "ipam": static("10.64.0.2/24")}):
-            with pytest.raises(CrictlError) as refused:
-                stack.new_pod()
-            assert "eth1: interfaces of kind ifb cannot be tied to a VM; supported are veth" in str(refused.value)
-    finally:
-        run("ip", "-n", stack.netns, "link", "del", "strange0", check=False)
+        run("ip", "-n", stack.netns, "link", "del", "odd0", check=False)
         for pod in stack.pods():
             stack.crictl.run("rmp", "--force", pod["id"], check=False)
 

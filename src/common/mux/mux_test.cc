@@ -92,12 +92,27 @@ std::string Pattern(size_t size, unsigned seed) {
   return out;
 }
 
-Co<bool> WriteAndShutdown(Socket& socket, std::string data) {
+Co<bool> Write(Socket& socket, std::string data) {
   auto write = asio::async_write(socket, asio::buffer(data), asio::as_tuple(asio::use_awaitable));
   auto [error, n] = co_await std::move(write);
+  co_return !error;
+}
+
+Co<bool> WriteAndShutdown(Socket& socket, std::string data) {
+  auto write = Write(socket, std::move(data));
+  const bool written = co_await std::move(write);
   boost::system::error_code ignored;
   socket.shutdown(Socket::shutdown_send, ignored);
-  co_return !error;
+  co_return written;
+}
+
+// So many bytes, or what came before an end.
+Co<std::string> Read(Socket& socket, size_t size) {
+  std::string out(size, '\0');
+  auto read = asio::async_read(socket, asio::buffer(out), asio::as_tuple(asio::use_awaitable));
+  auto [error, n] = co_await std::move(read);
+  out.resize(n);
+  co_return out;
 }
 
 Co<std::string> ReadToEnd(Socket& socket) {
@@ -396,14 +411,7 @@ TEST_F(MuxTest, WhoeverPassedADescriptorCanGiveUpTheStream) {
   auto [near, far] = Open();
   UniqueFd pipe = PassPipe(far);
   ASSERT_EQ(::write(pipe.get(), "here", 4), 4);
-  std::string got(4, '\0');
-  auto read = [](Socket& socket, std::string& out) -> Co<bool> {
-    auto all = asio::async_read(socket, asio::buffer(out), asio::as_tuple(asio::use_awaitable));
-    auto [error, n] = co_await std::move(all);
-    co_return !error;
-  };
-  ASSERT_TRUE(RunFor(io_, read(near, got)).value_or(false));
-  EXPECT_EQ(got, "here");
+  ASSERT_EQ(RunFor(io_, Read(near, 4)).value_or("late"), "here");
   far.shutdown(Socket::shutdown_both);
   EXPECT_EQ(RunFor(io_, ReadToEnd(near)).value_or("late"), "");
   // Nobody reads it any more.
@@ -430,9 +438,8 @@ TEST_F(MuxTest, APassedConnectionIsUsedBothWays) {
                  const std::string& in) -> Co<std::pair<std::string, std::string>> {
     using asio::experimental::awaitable_operators::operator&&;
     // What the host sends before the connection has been passed would be its user's.
-    std::string first(6, '\0');
-    auto read = asio::async_read(near, asio::buffer(first), asio::as_tuple(asio::use_awaitable));
-    co_await std::move(read);
+    auto read = Read(near, 6);
+    const std::string first = co_await std::move(read);
     auto all = WriteAndShutdown(near, in) && WriteAndShutdown(peer, out) && ReadToEnd(near) &&
                ReadToEnd(peer);
     auto [sent_in, sent_out, got_out, got_in] = co_await std::move(all);
@@ -451,23 +458,11 @@ TEST_F(MuxTest, AConnectionThatTakesNoMoreIsHeardToItsEnd) {
   auto [near, far] = Open();
   Socket peer = PassConnection(io_, far);
   ASSERT_EQ(::send(peer.native_handle(), "hello", 5, 0), 5);
-  std::string hello(5, '\0');
-  auto read = [](Socket& socket, std::string& into) -> Co<bool> {
-    auto all = asio::async_read(socket, asio::buffer(into), asio::as_tuple(asio::use_awaitable));
-    auto [error, n] = co_await std::move(all);
-    co_return !error;
-  };
-  ASSERT_TRUE(RunFor(io_, read(near, hello)).value_or(false));
+  ASSERT_EQ(RunFor(io_, Read(near, 5)).value_or("late"), "hello");
   peer.shutdown(Socket::shutdown_receive);
   // Also by a client that is done with its upload before it reads: more than windows and sockets
   // hold.
-  const std::string upload = Pattern(4 << 20, 10);
-  auto send = [](Socket& socket, const std::string& data) -> Co<bool> {
-    auto write = asio::async_write(socket, asio::buffer(data), asio::as_tuple(asio::use_awaitable));
-    auto [error, n] = co_await std::move(write);
-    co_return !error;
-  };
-  EXPECT_TRUE(RunFor(io_, send(near, upload)).value_or(false));
+  EXPECT_TRUE(RunFor(io_, Write(near, Pattern(4 << 20, 10))).value_or(false));
   ASSERT_EQ(::send(peer.native_handle(), "refused", 7, 0), 7);
   peer.close();
   EXPECT_EQ(RunFor(io_, ReadToEnd(near)).value_or("late"), "refused");
