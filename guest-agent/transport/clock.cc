@@ -33,6 +33,12 @@ ClockAction DecideClock(int64_t offset_ns) {
   return size < kIgnoreBelow ? ClockAction::kNone : ClockAction::kSlew;
 }
 
+bool MustStep(int64_t offset_ns, bool first) {
+  const ClockAction action = DecideClock(offset_ns);
+  if (action == ClockAction::kSlew) return first || offset_ns > 0;
+  return action == ClockAction::kStep;
+}
+
 void AdjustClock(int64_t host_time_ns) {
   if (host_time_ns <= 0) return;
   const int64_t offset = OffsetFrom(host_time_ns);
@@ -56,10 +62,7 @@ void StepClock(int64_t host_time_ns) {
   if (host_time_ns <= 0) return;
   static bool is_set = false;
   const bool first = !std::exchange(is_set, true);
-  const int64_t offset = OffsetFrom(host_time_ns);
-  const ClockAction action = DecideClock(offset);
-  const bool later = offset < 0 && action == ClockAction::kSlew;
-  if (action != ClockAction::kNone && (first || !later)) Step(host_time_ns);
+  if (MustStep(OffsetFrom(host_time_ns), first)) Step(host_time_ns);
 }
 
 }  // namespace magnetar::guest

@@ -15,9 +15,12 @@ ClockAction DecideClock(int64_t offset_ns);
 void AdjustClock(int64_t host_time_ns);
 
 // Sets it at once, however little it is off: for as long as nothing runs that a step could
-// disturb. Slewing takes half an hour for a second. Of several messages the one that came soonest
-// counts, since each is late by its way: after the first it goes back only by more than a second.
-// One thread.
+// disturb. Slewing takes half an hour for a second. One thread.
 void StepClock(int64_t host_time_ns);
+
+// Whether StepClock() sets a clock that is so far off, at the first message or at a later one. Of
+// several the one that came soonest counts, since each is late by its way: after the first it goes
+// back only by more than a second.
+bool MustStep(int64_t offset_ns, bool first);
 
 }  // namespace magnetar::guest

@@ -30,6 +30,15 @@ TEST(Clock, IsSteppedOnlyWhenFarOff) {
   EXPECT_EQ(DecideClock(-3600000000000), ClockAction::kStep);
 }
 
+TEST(Clock, IsSetBackByTheFirstMessageOnly) {
+  for (const bool first : {true, false}) {
+    EXPECT_FALSE(MustStep(1000000, first));
+    EXPECT_TRUE(MustStep(5000000, first));
+    EXPECT_EQ(MustStep(-5000000, first), first);
+    EXPECT_TRUE(MustStep(-3600000000000, first));
+  }
+}
+
 TEST(MainLoopWatch, TellsALoopThatStandsStill) {
   asio::io_context loop;
   MainLoopWatch watch(loop.get_executor());

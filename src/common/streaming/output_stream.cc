@@ -39,7 +39,7 @@ std::string spare;
 // closed by then keeps a goroutine for ever (core/transfer/streaming/reader.go, until 2.4). So the
 // end waits for that grant: with this much of a window there is none under way.
 constexpr int64_t kGrantBytes = 64 << 10;
-// For a reader that does not read. On a busy host containerd takes a second or more for a grant.
+// For a reader that does not read; 200 ms are too few for a containerd that gets no processor.
 constexpr std::chrono::seconds kGrantWait{10};
 
 // Whether nothing is left to read and nothing will come.
