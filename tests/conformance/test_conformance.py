@@ -51,6 +51,14 @@ def test_verdicts(ours, yardstick, listed, is_wrong):
     assert "spec" in comparison.table(rows)
 
 
+@pytest.mark.parametrize("result, is_wrong", [(PASSED, False), (FAILED, True), (SKIPPED, True), (None, True)])
+def test_what_was_withheld_is_shown_elsewhere(result, is_wrong):
+    listed = critest.Expected({}, {"spec": "why", "other": "why"}, {}, {"spec": "new", "other": "new"})
+    rows = comparison.verdicts({"spec": SKIPPED}, {"spec": PASSED}, listed)
+    assert comparison.to_be_shown(rows, listed) == {"new": ["spec"]}
+    assert bool(comparison.wrong(comparison.shown(["spec"], {"spec": result} if result else {}, {"spec": PASSED}))) == is_wrong
+
+
 def write_expected(folder, entries):
     path = folder / "expected.toml"
     path.write_text("".join(f"[[expected]]\n{entry}\n" for entry in entries))
@@ -58,19 +66,21 @@ def write_expected(folder, entries):
 
 
 def test_expected(tmp_path):
-    path = write_expected(tmp_path, ['spec = "a"\nneeds = "ipc"', 'spec = "b"\nwithheld = "why"\nby = "old"', 'spec = "c"\nneither = "that"'])
-    assert critest.expected(path, "old") == critest.Expected({"a": "ipc"}, {"b": "why"}, {"c": "that"})
+    path = write_expected(tmp_path, ['spec = "a"\nneeds = "ipc"', 'spec = "b"\nwithheld = "why"\nby = "old"\npasses_with = "new"',
+                                     'spec = "c"\nneither = "that"'])
+    assert critest.expected(path, "old") == critest.Expected({"a": "ipc"}, {"b": "why"}, {"c": "that"}, {"b": "new"})
     assert critest.expected(path, "new") == critest.Expected({"a": "ipc"}, {}, {"c": "that"})
     assert critest.expected(HERE / "expected.toml", "containerd-2.1").needs
 
 
 @pytest.mark.parametrize("entries", [
     ['spec = "a"'],
-    ['spec = "a"\nwithheld = "why"'],
+    ['spec = "a"\nwithheld = "why"\npasses_with = "new"'],
+    ['spec = "a"\nwithheld = "why"\nby = "old"'],
     ['spec = "a"\nneeds = "time"'],
     ['spec = "a"\nneeds = "pid"'] * 2,
     [f'spec = "{n}"\nneeds = "pid"' for n in range(critest.MAX_EXPECTED + 1)],
-], ids=["no reason", "by whom", "no such namespace", "twice", "too many"])
+], ids=["no reason", "by whom", "passes nowhere", "no such namespace", "twice", "too many"])
 def test_expected_is_not_in_order(tmp_path, entries):
     with pytest.raises(critest.ExpectedError):
         critest.expected(write_expected(tmp_path, entries), "old")

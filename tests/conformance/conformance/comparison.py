@@ -26,6 +26,24 @@ def verdicts(ours, yardstick, expected, whole=False):
     return rows
 
 
+def to_be_shown(rows, expected):
+    """{containerd: [spec]}: what containerd withheld from a run, by the containerd that it has to pass with."""
+    specs = {}
+    for spec, mine, _, _ in rows:
+        if spec in expected.withheld and mine.outcome is Outcome.SKIPPED:
+            specs.setdefault(expected.passes_with[spec], []).append(spec)
+    return specs
+
+
+def shown(specs, ours, yardstick):
+    """Verdicts as above on `specs`, each of which has to pass."""
+    rows = []
+    for spec in specs:
+        mine, other = ours.get(spec, _MISSING), yardstick.get(spec, _MISSING)
+        rows.append((spec, mine, other, "" if mine.outcome is Outcome.PASSED else "DIFFERS: expected.toml says that it passes"))
+    return rows
+
+
 def wrong(rows):
     """The rows that fail a run."""
     return [row for row in rows if row[3] and not row[3].startswith("expected")]

@@ -38,6 +38,8 @@ class Expected:
     withheld: dict
     # What runc does not pass either, and why.
     neither: dict = dataclasses.field(default_factory=dict)
+    # The containerd that each of those withheld passes with.
+    passes_with: dict = dataclasses.field(default_factory=dict)
 
     def specs(self):
         return {*self.needs, *self.withheld, *self.neither}
@@ -47,24 +49,22 @@ def expected(path, containerd):
     """The list as it is for a containerd of tests/tools/build. Raises ExpectedError if it is not in order."""
     lists = tomllib.loads(pathlib.Path(path).read_text())
     found = {"needs": {}, "withheld": {}, "neither": {}}
-    elsewhere = {}
+    withheld_by, passes_with = {}, {}
     for entry in lists.get("expected", []):
-        kind = next((kind for kind in found if set(entry) - {"by"} == {"spec", kind} and ("by" in entry) == (kind == "withheld")), None)
+        kind = next((kind for kind in found if set(entry) == {"spec", kind, *(("by", "passes_with") if kind == "withheld" else ())}), None)
         if not kind or (kind == "needs" and entry["needs"] not in NAMESPACES):
             raise ExpectedError(f"{path}: an entry is a spec and what it `needs` of the host, one of {', '.join(NAMESPACES)}, or why it "
-                                f"is `withheld` `by` a containerd, or `neither` passes: {entry}")
+                                f"is `withheld` `by` a containerd and `passes_with` another, or `neither` passes: {entry}")
         if any(entry["spec"] in specs for specs in found.values()):
             raise ExpectedError(f"{path}: twice: {entry['spec']}")
         found[kind][entry["spec"]] = entry[kind]
-        if "by" in entry:
-            elsewhere.setdefault(entry["by"], set()).add(entry["spec"])
+        if kind == "withheld":
+            withheld_by[entry["spec"]], passes_with[entry["spec"]] = entry["by"], entry["passes_with"]
     count = len(found["needs"]) + len(found["withheld"])
     if count > MAX_EXPECTED:
         raise ExpectedError(f"{path}: {count} entries, more than {MAX_EXPECTED}")
-    for name, specs in elsewhere.items():
-        if name != containerd:
-            found["withheld"] = {spec: why for spec, why in found["withheld"].items() if spec not in specs}
-    return Expected(**found)
+    found["withheld"] = {spec: why for spec, why in found["withheld"].items() if withheld_by[spec] == containerd}
+    return Expected(**found, passes_with={spec: passes_with[spec] for spec in found["withheld"]})
 
 
 def run(program, socket, netns, handler, report, log, focus="", skip=""):
