@@ -469,6 +469,65 @@ TEST_F(MuxTest, AConnectionThatTakesNoMoreIsHeardToItsEnd) {
   EXPECT_EQ(RunFor(io_, ReadToEnd(far)).value_or("late"), "");
 }
 
+std::string Frame(char type, char flags, char stream, const std::string& payload) {
+  return std::string{0, 0, static_cast<char>(payload.size()), type, flags, 0, 0, 0, stream} +
+         payload;
+}
+
+// What the DATA frames carry of all that is there to read.
+std::string ReadData(int socket) {
+  std::string bytes(64 << 10, '\0'), data;
+  const ssize_t n = ::recv(socket, bytes.data(), bytes.size(), MSG_DONTWAIT);
+  bytes.resize(static_cast<size_t>(std::max<ssize_t>(n, 0)));
+  for (size_t at = 0; at + 9 <= bytes.size();) {
+    const size_t size =
+        static_cast<uint8_t>(bytes[at + 1]) * 256u + static_cast<uint8_t>(bytes[at + 2]);
+    if (bytes[at + 3] == 0) data += bytes.substr(at + 9, size);
+    at += 9 + size;
+  }
+  return data;
+}
+
+// A message that passes something may be of two bytes, of which the window has room for one: it is
+// read by itself or with what was written before.
+TEST_F(MuxTest, AMessageThatPassesAConnectionMayBeCut) {
+  for (const bool by_itself : {true, false}) {
+    SCOPED_TRACE(by_itself);
+    auto [host_end, guest_end] = SocketPair();
+    UniqueFd stream;
+    auto guest = Guest::Create(std::move(guest_end), [&stream](uint32_t, UniqueFd accepted) {
+      stream = std::move(accepted);
+      return absl::OkStatus();
+    });
+    asio::co_spawn(io_, guest->Run(), asio::detached);
+    const auto settle = [&] {
+      io_.restart();
+      while (io_.poll() > 0) {
+      }
+    };
+    const auto say = [&](const std::string& bytes) {
+      ASSERT_EQ(::send(host_end.get(), bytes.data(), bytes.size(), 0),
+                static_cast<ssize_t>(bytes.size()));
+      settle();
+    };
+    const std::string method("\0\7:method\7CONNECT", 17);
+    const std::string authority("\0\x0a:authority\x0aguest:1024", 23);
+    say("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + Frame(4, 0, 0, std::string("\0\4\0\0\0\6", 6)) +
+        Frame(1, 4, 1, method + authority));
+    ASSERT_TRUE(stream.ok());
+    ASSERT_EQ(::send(stream.get(), "hello", 5, 0), 5);
+    if (by_itself) settle();
+    auto [passed, peer] = SocketPair();
+    ASSERT_EQ(::send(peer.get(), " there", 6, 0), 6);
+    const char message[] = {'!', kPassConnection};
+    ASSERT_EQ(SendWithDescriptor(stream.get(), {message, 2}, passed.get()), 2);
+    settle();
+    EXPECT_EQ(ReadData(host_end.get()), "hello!");
+    say(Frame(8, 0, 1, std::string("\0\0\0\x40", 4)));
+    EXPECT_EQ(ReadData(host_end.get()), " there");
+  }
+}
+
 TEST_F(MuxTest, WhoeverPassedAConnectionCanGiveUpTheStream) {
   Start();
   auto [near, far] = Open();

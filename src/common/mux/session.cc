@@ -25,8 +25,6 @@ constexpr uint32_t kFrameHeaderBytes = 9;
 // What one write takes at least, except for the last of a row: so much Linux' virtio_console passes
 // on at a time (port_fops_write of 6.1), and each piece is a message to the VMM.
 constexpr size_t kWriteBytes = 32 << 10;
-// The longest message that a descriptor may come with (mux.h).
-constexpr size_t kPassBytes = 2;
 // Buffers read in a row before others get their turn.
 constexpr int kReadsInARow = 8;
 
@@ -234,7 +232,6 @@ absl::Status Session::ReadSome(bool& drained) {
 void Session::Flush() {
   if (ended_.has_value() || session_ == nullptr || flushing_ || !MaySend()) return;
   flushing_ = true;
-  for (const int32_t id : std::exchange(starved_, {})) nghttp2_session_resume_data(session_, id);
   if (!waiting_writable_) {
     while (true) {
       const uint8_t* data = nullptr;
@@ -361,15 +358,15 @@ ssize_t Session::ReadNear(int32_t id, uint8_t* buffer, size_t size, uint32_t* fl
   if (it == pumps_.end()) return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
   const std::shared_ptr<Pump> pump = it->second;
   if (pump->passed.has_value()) return ReadPassed(id, pump, buffer, size, flags);
-  if (size < kPassBytes) {
-    starved_.push_back(id);
-    return NGHTTP2_ERR_DEFERRED;
-  }
   UniqueFd passed;
   ssize_t n = pump->near.Receive(buffer, size, passed);
   if (n > 0 && passed.ok()) {
-    --n;
-    pump->whole = buffer[n] == kPassConnection;
+    // The descriptor comes with the first of its message's bytes, of which there are two at most:
+    // the last one may not have had room.
+    char how;
+    const bool cut = static_cast<size_t>(n) == size && pump->near.Read(&how, 1) == 1;
+    if (!cut) how = static_cast<char>(buffer[--n]);
+    pump->whole = how == kPassConnection;
     pump->passed.emplace(*executor_, std::move(passed));
     ResetWhenNearEnds(id, pump);
     if (n == 0) return ReadPassed(id, pump, buffer, size, flags);

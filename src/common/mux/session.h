@@ -122,7 +122,6 @@ class Session : public std::enable_shared_from_this<Session> {
   bool waiting_writable_ = false;
   bool flushing_ = false;
   std::vector<int32_t> to_reset_;  // streams whose near end went away
-  std::vector<int32_t> starved_;   // streams whose window has no room for what may come whole
   std::string last_error_;
 };
 
