@@ -19,7 +19,7 @@ namespace {
 
 // Of what the host sends: an emulated guest pays more for each turn of the process that gets it
 // than for the copy, and the VMM delivers no more than 4 KiB at a time.
-constexpr uint32_t kGatherBytes = 64 << 10;
+constexpr mux::Limits kMuxLimits = {.gather_bytes = 64 << 10, .read_bytes = 256 << 10};
 
 // Beats come one at a time; a few connections of daemons that come and go.
 ttrpc::Limits HeartbeatLimits() {
@@ -75,7 +75,7 @@ absl::Status Transport::StartMux() {
   absl::StatusOr<UniqueFd> channel = OpenMuxPort();
   if (!channel.ok()) return channel.status();
   auto accept = [this](uint32_t port, UniqueFd stream) { return Accept(port, std::move(stream)); };
-  auto guest = mux::Guest::Create(*std::move(channel), accept, {.gather_bytes = kGatherBytes});
+  auto guest = mux::Guest::Create(*std::move(channel), accept, kMuxLimits);
   asio::co_spawn(context_, RunMux(std::move(guest), lost_), asio::detached);
   return absl::OkStatus();
 }

@@ -31,12 +31,15 @@ inline constexpr char kPassConnection = 1;
 
 struct Limits {
   uint32_t stream_window_bytes = 256 << 10;
-  // What a stream to kOutputPort gets once it has shown that it needs it, so many at a time.
-  uint32_t output_window_bytes = 1 << 20;
-  uint32_t max_wide_outputs = 16;
-  // What comes within one frame is passed on in pieces of so much, the last one at the frame's end,
-  // and not as it comes.
+  // What a stream gets once it has shown that it needs it, so many at a time: outputs at the host's
+  // side (kOutputPort), forwarded connections in the guest (kForwardPort).
+  uint32_t wide_window_bytes = 1 << 20;
+  uint32_t max_wide_streams = 16;
+  // What comes within one frame is passed on in pieces of so much at least, the last one at the
+  // frame's end, and not as it comes.
   uint32_t gather_bytes = 0;
+  // What is read from the channel at a time.
+  size_t read_bytes = 64 << 10;
   uint32_t connection_window_bytes = 4 << 20;
   uint32_t max_streams = 1024;
   // Beyond those, for every port but kForwardPort (ports.h): however many connections strangers

@@ -7,6 +7,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/strip.h"
 #include "magnetar/mux.h"
+#include "magnetar/ports.h"
 #include "src/common/mux/session.h"
 
 namespace magnetar::mux {
@@ -60,7 +61,7 @@ class GuestSession : public Session {
     auto pair = MakePair();
     if (!pair.ok()) return false;
     if (!accept_(port, std::move(pair->second)).ok()) return false;
-    AddPump(id, std::move(pair->first));
+    AddPump(id, std::move(pair->first))->may_widen = port == kForwardPort;
     constexpr std::string_view kName = ":status";
     constexpr std::string_view kValue = "200";
     const nghttp2_nv status = {reinterpret_cast<uint8_t*>(const_cast<char*>(kName.data())),

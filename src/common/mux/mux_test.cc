@@ -41,6 +41,7 @@ class MuxTest : public ::testing::Test {
     auto [host_end, guest_end] = SocketPair();
     host_ = Host::Create(std::move(host_end), limits);
     limits.gather_bytes = 64 << 10;
+    limits.read_bytes = 256 << 10;
     guest_ = Guest::Create(
         std::move(guest_end),
         [this](uint32_t port, UniqueFd stream) {
@@ -65,8 +66,8 @@ class MuxTest : public ::testing::Test {
   }
 
   // Both ends of one stream: the host's and the guest's.
-  std::pair<Socket, Socket> Open() {
-    auto near = Connect();
+  std::pair<Socket, Socket> Open(uint32_t port = kPort) {
+    auto near = Connect(port);
     EXPECT_TRUE(near.ok()) << near.status();
     EXPECT_FALSE(accepted_.empty());
     auto far = std::move(accepted_.back());
@@ -430,7 +431,7 @@ Socket PassConnection(asio::io_context& io, Socket& user) {
 
 TEST_F(MuxTest, APassedConnectionIsUsedBothWays) {
   Start();
-  auto [near, far] = Open();
+  auto [near, far] = Open(kForwardPort);
   ASSERT_EQ(::send(far.native_handle(), "first ", 6, 0), 6);
   Socket peer = PassConnection(io_, far);
   const std::string out = Pattern(4 << 20, 8), in = Pattern(3 << 20, 9);

@@ -17,7 +17,6 @@
 namespace magnetar::mux {
 namespace {
 
-constexpr size_t kReadBytes = 64 << 10;
 // An emulated guest pays for each change between a process that writes and the agent that reads as
 // much as for copying 100 KiB.
 constexpr uint32_t kFrameBytes = 256 << 10;
@@ -158,7 +157,7 @@ absl::Status Session::Start() {
           0) {
     return absl::InvalidArgumentError("mux limits are out of range");
   }
-  input_.resize(kReadBytes);
+  input_ = std::make_unique_for_overwrite<uint8_t[]>(limits_.read_bytes);
   return absl::OkStatus();
 }
 
@@ -211,17 +210,17 @@ Co<absl::Status> Session::ReadLoop() {
 absl::Status Session::ReadSome(bool& drained) {
   size_t size = 0;
   // A port of virtio_console gives a page at a time.
-  while (size < input_.size()) {
-    const ssize_t n = channel_->Read(input_.data() + size, input_.size() - size);
+  while (size < limits_.read_bytes) {
+    const ssize_t n = channel_->Read(input_.get() + size, limits_.read_bytes - size);
     if (n > 0) size += static_cast<size_t>(n);
-    drained = n <= 0 || (channel_->is_socket() && size < input_.size());
+    drained = n <= 0 || (channel_->is_socket() && size < limits_.read_bytes);
     if (n > 0 && !drained) continue;
     if (size > 0) break;
     if (n == 0) return absl::OutOfRangeError("end");
     if (errno == EAGAIN) return absl::OkStatus();
     return absl::UnavailableError(ErrnoStatus(errno, "read the channel").message());
   }
-  const ssize_t taken = nghttp2_session_mem_recv(session_, input_.data(), size);
+  const ssize_t taken = nghttp2_session_mem_recv(session_, input_.get(), size);
   if (taken < 0) {
     return absl::UnavailableError(
         absl::StrCat("HTTP/2: ", nghttp2_strerror(static_cast<int>(taken)), " ", last_error_));
@@ -448,24 +447,22 @@ void Session::OnData(int32_t id, const uint8_t* data, size_t size) {
     return;
   }
   if (pump->may_widen) Widen(id, *pump, size);
-  size_t written = 0;
-  if (pump->unwritten.empty() && limits_.gather_bytes == 0) {
+  // A piece that is whole as it comes is not gathered.
+  if (pump->unwritten.empty() && size >= limits_.gather_bytes) {
     const ssize_t n = pump->sink().Write(data, size);
-    if (n >= 0) {
-      written = static_cast<size_t>(n);
-      nghttp2_session_consume_stream(session_, id, written);
-    } else if (errno != EAGAIN) {
+    if (n < 0 && errno != EAGAIN) {
       SinkGone(id, *pump);
       return;
     }
-  }
-  if (written == size) return;
-  pump->unwritten.append(reinterpret_cast<const char*>(data) + written, size - written);
-  if (limits_.gather_bytes == 0) {
+    const size_t written = n > 0 ? static_cast<size_t>(n) : 0;
+    nghttp2_session_consume_stream(session_, id, written);
+    if (written == size) return;
+    pump->unwritten.append(reinterpret_cast<const char*>(data) + written, size - written);
     WaitToWrite(id, pump);
-  } else if (pump->left() >= limits_.gather_bytes && !pump->waiting_writable) {
-    WriteUnwritten(id, pump);
+    return;
   }
+  pump->unwritten.append(reinterpret_cast<const char*>(data), size);
+  if (pump->left() >= limits_.gather_bytes && !pump->waiting_writable) WriteUnwritten(id, pump);
 }
 
 void Session::OnDataEnd(int32_t id) {
@@ -484,17 +481,17 @@ void Session::SinkGone(int32_t id, Pump& pump) {
   if (heard && pump.stream_open) Reset(id, NGHTTP2_CANCEL);
 }
 
-// Most outputs are a few lines, and their windows not worth a message.
+// Most streams carry a few lines, and their windows are not worth a message.
 void Session::Widen(int32_t id, Pump& pump, size_t received) {
   pump.received += received;
   if (pump.received < limits_.stream_window_bytes / 2) return;
-  if (wide_outputs_ >= limits_.max_wide_outputs) return;
+  if (wide_streams_ >= limits_.max_wide_streams) return;
   pump.may_widen = false;
   pump.wide = true;
-  ++wide_outputs_;
+  ++wide_streams_;
   // Only fails without memory, and then the session ends by itself.
   (void)nghttp2_session_set_local_window_size(session_, NGHTTP2_FLAG_NONE, id,
-                                              static_cast<int32_t>(limits_.output_window_bytes));
+                                              static_cast<int32_t>(limits_.wide_window_bytes));
 }
 
 // Writes what the sink takes of what has come for it, and waits with the rest.
@@ -512,7 +509,7 @@ void Session::WriteUnwritten(int32_t id, const std::shared_ptr<Pump>& pump) {
     if (pump->left() == 0) {
       // An idle stream keeps no buffer.
       pump->DropUnwritten();
-    } else if (pump->unwritten_at > kReadBytes) {
+    } else if (pump->unwritten_at > limits_.read_bytes) {
       pump->unwritten.erase(0, std::exchange(pump->unwritten_at, 0));
     }
   }
@@ -545,7 +542,7 @@ void Session::Settle(int32_t id, const std::shared_ptr<Pump>& pump) {
   if (!pump->unwritten.empty()) return;
   if (!pump->stream_open) {
     pump->Close();
-    if (std::exchange(pump->wide, false)) --wide_outputs_;
+    if (std::exchange(pump->wide, false)) --wide_streams_;
     pumps_.erase(id);
   } else if (pump->peer_ended) {
     pump->sink().ShutdownWrite();

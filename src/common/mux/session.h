@@ -54,7 +54,7 @@ class Session : public std::enable_shared_from_this<Session> {
     bool peer_ended = false;  // END_STREAM came
     bool near_gone = false;   // both directions: nobody will read what still comes
     bool stream_open = true;  // nghttp2 knows it
-    bool may_widen = false;   // to output_window_bytes
+    bool may_widen = false;   // to wide_window_bytes
     size_t received = 0;      // while it may
     bool wide = false;
   };
@@ -116,9 +116,9 @@ class Session : public std::enable_shared_from_this<Session> {
 
   UniqueFd fd_;
   std::optional<Channel> channel_;
-  std::vector<uint8_t> input_;
+  std::unique_ptr<uint8_t[]> input_;
   std::string output_;  // gathered, or what the channel has not taken
-  uint32_t wide_outputs_ = 0;
+  uint32_t wide_streams_ = 0;
   bool waiting_writable_ = false;
   bool flushing_ = false;
   std::vector<int32_t> to_reset_;  // streams whose near end went away
