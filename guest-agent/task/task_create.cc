@@ -4,6 +4,7 @@
 
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
+#include <boost/asio/post.hpp>
 #include <cerrno>
 #include <utility>
 
@@ -301,9 +302,16 @@ Co<absl::StatusOr<v3::DeleteResponse>> TaskManager::DeleteExec(ContainerPtr cont
     co_await std::move(delivered);
   }
   process->io->Forget();
+  const bool untold = !process->exited.IsSet();
   EndUntold(*process);
   const auto found = container->execs.find(process->exec_id);
   if (found != container->execs.end() && found->second == process) container->execs.erase(found);
+  if (untold) {
+    // The answers to its Waits go first: containerd gives them up with this one, and logs an error
+    // for each that comes later (ttrpc's client.go, "received message on inactive stream").
+    auto turn = asio::post(executor_, asio::use_awaitable);
+    co_await std::move(turn);
+  }
   v3::DeleteResponse response;
   response.set_pid(env_.vmm_pid());
   response.set_exit_status(process->exit.status);
