@@ -13,7 +13,8 @@ namespace magnetar::guest {
 Co<void> ServeForward(UniqueFd connection);
 
 // The forwarded connections of the pod, in the background and so many at a time; one more is
-// closed, so that no number of them uses up the agent's memory. One thread; outlives them.
+// closed, since each whose server stalls keeps a window's bytes in the agent (mux.h). One thread;
+// outlives them.
 class Forwards {
  public:
   static constexpr size_t kMax = 512;

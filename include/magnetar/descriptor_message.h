@@ -16,7 +16,8 @@ namespace magnetar {
 ssize_t SendWithDescriptor(int socket, std::string_view data, int fd);
 
 // Puts a descriptor that came with the bytes into `fd`, close-on-exec. They end with those that it
-// was sent with. More than one, or one for which there was no room: -1, EMFILE.
+// was sent with, or with as many of them as there was room for. More than one, or one for which
+// there was no room: -1, EMFILE.
 ssize_t ReceiveWithDescriptor(int socket, void* buffer, size_t size, UniqueFd& fd);
 
 // Whether it is a unix socket: no other carries descriptors.

@@ -4,11 +4,13 @@
 #include <cstdlib>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "magnetar/descriptor_message.h"
 #include "magnetar/mux.h"
+#include "magnetar/ports.h"
 #include "tests/fuzz/peer.h"
 
 namespace {
@@ -17,15 +19,18 @@ using magnetar::UniqueFd;
 
 // The ports of this guest; any other is open and says hello.
 constexpr uint32_t kRefused = 1;
-constexpr uint32_t kPassesConnection = 2;
-constexpr uint32_t kPassesSource = 3;
+constexpr uint32_t kPassesSource = 2;
+
+constexpr char kConnectionMessage[] = {'!', magnetar::mux::kPassConnection};
+constexpr std::string_view kConnection(kConnectionMessage, sizeof(kConnectionMessage));
+constexpr std::string_view kSource(&magnetar::mux::kPassSource, 1);
 
 // Has something of its own used in the stream's place, as a server's socket or a process's output
 // is, and keeps its other end.
-void Pass(const UniqueFd& stream, char how, std::vector<UniqueFd>& kept) {
+void Pass(const UniqueFd& stream, std::string_view message, std::vector<UniqueFd>& kept) {
   auto [passed, other] = magnetar::fuzz::SocketPair();
   (void)::send(other.get(), "hello", 5, MSG_NOSIGNAL);
-  (void)magnetar::SendWithDescriptor(stream.get(), {&how, 1}, passed.get());
+  (void)magnetar::SendWithDescriptor(stream.get(), message, passed.get());
   kept.push_back(std::move(other));
 }
 
@@ -40,14 +45,16 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   limits.connection_window_bytes = 65535;
   limits.max_streams = 4;
   limits.reserved_streams = 1;
+  limits.wide_window_bytes = 4096;
+  limits.max_wide_streams = 1;
   if ((data[0] & 4) != 0) limits.gather_bytes = 512;
   auto [near, peer] = magnetar::fuzz::SocketPair();
   std::vector<UniqueFd> streams;
   auto accept = [&streams](uint32_t port, UniqueFd stream) {
     if (port == kRefused) return absl::UnavailableError("nothing listens");
     (void)::send(stream.get(), "hello", 5, MSG_NOSIGNAL);
-    if (port == kPassesConnection) Pass(stream, magnetar::mux::kPassConnection, streams);
-    if (port == kPassesSource) Pass(stream, magnetar::mux::kPassSource, streams);
+    if (port == magnetar::kForwardPort) Pass(stream, kConnection, streams);
+    if (port == kPassesSource) Pass(stream, kSource, streams);
     streams.push_back(std::move(stream));
     return absl::OkStatus();
   };

@@ -462,7 +462,10 @@ TEST_F(MuxTest, AConnectionThatTakesNoMoreIsHeardToItsEnd) {
   ASSERT_EQ(RunFor(io_, Read(near, 5)).value_or("late"), "hello");
   peer.shutdown(Socket::shutdown_receive);
   // Also by a client that is done with its upload before it reads: more than windows and sockets
-  // hold.
+  // hold, and begun with a piece of more than half a window.
+  const std::string piece = Pattern(160 << 10, 11);
+  ASSERT_EQ(::send(near.native_handle(), piece.data(), piece.size(), 0),
+            static_cast<ssize_t>(piece.size()));
   EXPECT_TRUE(RunFor(io_, Write(near, Pattern(4 << 20, 10))).value_or(false));
   ASSERT_EQ(::send(peer.native_handle(), "refused", 7, 0), 7);
   peer.close();
@@ -526,6 +529,10 @@ TEST_F(MuxTest, AMessageThatPassesAConnectionMayBeCut) {
     EXPECT_EQ(ReadData(host_end.get()), "hello!");
     say(Frame(8, 0, 1, std::string("\0\0\0\x40", 4)));
     EXPECT_EQ(ReadData(host_end.get()), " there");
+    say(Frame(0, 0, 1, "back"));
+    char back[8];
+    ASSERT_EQ(::recv(peer.get(), back, sizeof(back), MSG_DONTWAIT), 4);
+    EXPECT_EQ(std::string(back, 4), "back");
   }
 }
 
@@ -536,6 +543,36 @@ TEST_F(MuxTest, WhoeverPassedAConnectionCanGiveUpTheStream) {
   far.close();
   EXPECT_EQ(RunFor(io_, ReadToEnd(near)).value_or("late"), "");
   EXPECT_EQ(RunFor(io_, ReadToEnd(peer)).value_or("late"), "");
+}
+
+// What the host can send while nobody in the guest reads.
+size_t SendUntilFull(asio::io_context& io, Socket& near) {
+  const std::string data(64 << 10, 'x');
+  size_t sent = 0;
+  for (bool more = true; more;) {
+    const ssize_t n = ::send(near.native_handle(), data.data(), data.size(), MSG_DONTWAIT);
+    if (n > 0) sent += static_cast<size_t>(n);
+    io.restart();
+    more = io.poll() > 0 || n > 0;
+  }
+  return sent;
+}
+
+TEST_F(MuxTest, ABulkyForwardedConnectionGetsAWiderWindow) {
+  Limits limits;
+  limits.max_wide_streams = 1;
+  Start(limits);
+  auto other_port = Open(kPort), first = Open(kForwardPort), second = Open(kForwardPort);
+  const size_t usual = SendUntilFull(io_, other_port.first);
+  constexpr size_t kMore = 512 << 10;
+  const size_t sent = SendUntilFull(io_, first.first);
+  EXPECT_GT(sent, usual + kMore);
+  EXPECT_LT(SendUntilFull(io_, second.first), usual + kMore);
+  // What has sent its last needs no window any more.
+  first.first.shutdown(Socket::shutdown_send);
+  EXPECT_EQ(RunFor(io_, ReadToEnd(first.second)).value_or("").size(), sent);
+  auto third = Open(kForwardPort);
+  EXPECT_GT(SendUntilFull(io_, third.first), usual + kMore);
 }
 
 TEST_F(MuxTest, ACloseByTheHostLetsGoOfThePassedDescriptor) {

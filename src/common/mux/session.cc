@@ -24,6 +24,8 @@ constexpr uint32_t kFrameHeaderBytes = 9;
 // What one write takes at least, except for the last of a row: so much Linux' virtio_console passes
 // on at a time (port_fops_write of 6.1), and each piece is a message to the VMM.
 constexpr size_t kWriteBytes = 32 << 10;
+// So much of what was waiting and has been written stays in its buffer.
+constexpr size_t kKeptBytes = 64 << 10;
 // Buffers read in a row before others get their turn.
 constexpr int kReadsInARow = 8;
 
@@ -451,6 +453,7 @@ void Session::OnData(int32_t id, const uint8_t* data, size_t size) {
   if (pump->unwritten.empty() && size >= limits_.gather_bytes) {
     const ssize_t n = pump->sink().Write(data, size);
     if (n < 0 && errno != EAGAIN) {
+      nghttp2_session_consume_stream(session_, id, size);
       SinkGone(id, *pump);
       return;
     }
@@ -494,6 +497,12 @@ void Session::Widen(int32_t id, Pump& pump, size_t received) {
                                               static_cast<int32_t>(limits_.wide_window_bytes));
 }
 
+// Nothing more comes for its window.
+void Session::Narrow(Pump& pump) {
+  pump.may_widen = false;
+  if (std::exchange(pump.wide, false)) --wide_streams_;
+}
+
 // Writes what the sink takes of what has come for it, and waits with the rest.
 void Session::WriteUnwritten(int32_t id, const std::shared_ptr<Pump>& pump) {
   const ssize_t n = pump->sink().Write(pump->unwritten.data() + pump->unwritten_at, pump->left());
@@ -509,7 +518,7 @@ void Session::WriteUnwritten(int32_t id, const std::shared_ptr<Pump>& pump) {
     if (pump->left() == 0) {
       // An idle stream keeps no buffer.
       pump->DropUnwritten();
-    } else if (pump->unwritten_at > limits_.read_bytes) {
+    } else if (pump->unwritten_at > kKeptBytes) {
       pump->unwritten.erase(0, std::exchange(pump->unwritten_at, 0));
     }
   }
@@ -534,6 +543,7 @@ void Session::OnPeerEnd(int32_t id) {
   if (it == pumps_.end()) return;
   const std::shared_ptr<Pump> pump = it->second;
   pump->peer_ended = true;
+  Narrow(*pump);
   Settle(id, pump);
 }
 
@@ -542,7 +552,7 @@ void Session::Settle(int32_t id, const std::shared_ptr<Pump>& pump) {
   if (!pump->unwritten.empty()) return;
   if (!pump->stream_open) {
     pump->Close();
-    if (std::exchange(pump->wide, false)) --wide_streams_;
+    Narrow(*pump);
     pumps_.erase(id);
   } else if (pump->peer_ended) {
     pump->sink().ShutdownWrite();

@@ -21,7 +21,7 @@ namespace magnetar::mux {
 
 // What both sides share: an HTTP/2 session on the channel, and the pumping
 // between its streams and their socketpairs. Bytes wait in sockets, or, when they
-// have come for a reader that stalls, in a buffer that the stream's window bounds.
+// have come for a reader that stalls, in a buffer of hardly more than the stream's window.
 class Session : public std::enable_shared_from_this<Session> {
  public:
   Session(UniqueFd channel, const Limits& limits) : limits_(limits), fd_(std::move(channel)) {}
@@ -108,6 +108,7 @@ class Session : public std::enable_shared_from_this<Session> {
   void OnDataEnd(int32_t id);
   void SinkGone(int32_t id, Pump& pump);
   void Widen(int32_t id, Pump& pump, size_t received);
+  void Narrow(Pump& pump);
   void OnPeerEnd(int32_t id);
   void OnClose(int32_t id, uint32_t code);
   void WriteUnwritten(int32_t id, const std::shared_ptr<Pump>& pump);
