@@ -51,12 +51,15 @@ def test_verdicts(ours, yardstick, listed, is_wrong):
     assert "spec" in comparison.table(rows)
 
 
-@pytest.mark.parametrize("result, is_wrong", [(PASSED, False), (FAILED, True), (SKIPPED, True), (None, True)])
-def test_what_was_withheld_is_shown_elsewhere(result, is_wrong):
+@pytest.mark.parametrize("ours, yardstick, is_wrong", [
+    (PASSED, PASSED, False), (FAILED, PASSED, True), (SKIPPED, PASSED, True), (None, PASSED, True),
+    (PASSED, FAILED, True), (PASSED, SKIPPED, True), (None, None, True)])
+def test_what_was_withheld_is_shown_elsewhere(ours, yardstick, is_wrong):
     listed = critest.Expected({}, {"spec": "why", "other": "why"}, {}, {"spec": "new", "other": "new"})
     rows = comparison.verdicts({"spec": SKIPPED}, {"spec": PASSED}, listed)
     assert comparison.to_be_shown(rows, listed) == {"new": ["spec"]}
-    assert bool(comparison.wrong(comparison.shown(["spec"], {"spec": result} if result else {}, {"spec": PASSED}))) == is_wrong
+    columns = [{"spec": result} if result else {} for result in (ours, yardstick)]
+    assert bool(comparison.wrong(comparison.shown(["spec"], *columns))) == is_wrong
 
 
 def write_expected(folder, entries):
@@ -77,10 +80,11 @@ def test_expected(tmp_path):
     ['spec = "a"'],
     ['spec = "a"\nwithheld = "why"\npasses_with = "new"'],
     ['spec = "a"\nwithheld = "why"\nby = "old"'],
+    ['spec = "a"\nwithheld = "why"\nby = "old"\npasses_with = "old"'],
     ['spec = "a"\nneeds = "time"'],
     ['spec = "a"\nneeds = "pid"'] * 2,
     [f'spec = "{n}"\nneeds = "pid"' for n in range(critest.MAX_EXPECTED + 1)],
-], ids=["no reason", "by whom", "passes nowhere", "no such namespace", "twice", "too many"])
+], ids=["no reason", "by whom", "passes nowhere", "passes where it is withheld", "no such namespace", "twice", "too many"])
 def test_expected_is_not_in_order(tmp_path, entries):
     with pytest.raises(critest.ExpectedError):
         critest.expected(write_expected(tmp_path, entries), "old")

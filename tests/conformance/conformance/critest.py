@@ -55,6 +55,8 @@ def expected(path, containerd):
         if not kind or (kind == "needs" and entry["needs"] not in NAMESPACES):
             raise ExpectedError(f"{path}: an entry is a spec and what it `needs` of the host, one of {', '.join(NAMESPACES)}, or why it "
                                 f"is `withheld` `by` a containerd and `passes_with` another, or `neither` passes: {entry}")
+        if kind == "withheld" and entry["by"] == entry["passes_with"]:
+            raise ExpectedError(f"{path}: it cannot pass with the containerd that withholds it: {entry}")
         if any(entry["spec"] in specs for specs in found.values()):
             raise ExpectedError(f"{path}: twice: {entry['spec']}")
         found[kind][entry["spec"]] = entry[kind]
