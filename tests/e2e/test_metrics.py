@@ -11,6 +11,7 @@ import time
 import pytest
 
 from harness import netns
+from stack.crictl import CrictlError
 from stack.services import wait_until
 
 pytestmark = pytest.mark.vm
@@ -85,12 +86,12 @@ def test_a_pods_life_in_numbers(measured):
         now = endpoint.read()
         assert now[("magnetar_sandboxes", "state=ready")] == 1
         assert now[("magnetar_sandbox_starts_total", "code=OK")] == 1
-        assert now[("magnetar_sandbox_start_duration_seconds_count",)] == 1
-        seconds = {phase: now[("magnetar_sandbox_start_phase_duration_seconds_sum", f"phase={phase}")]
+        assert now[("magnetar_sandbox_start_duration_seconds_count", "code=OK")] == 1
+        seconds = {phase: now[("magnetar_sandbox_start_phase_duration_seconds_sum", "code=OK", f"phase={phase}")]
                    for phase in ("host", "network", "launch", "ready", "setup")}
         assert all(value > 0 for value in seconds.values()) and seconds["network"] < seconds["host"]
         phases = sum(seconds.values()) - seconds["network"]
-        whole = now[("magnetar_sandbox_start_duration_seconds_sum",)]
+        whole = now[("magnetar_sandbox_start_duration_seconds_sum", "code=OK")]
         assert phases <= whole < phases + 0.5
         assert now[("magnetar_container_prepares_total", "code=OK")] == 1
         assert now[("magnetar_rpcs_total", "code=OK", "method=Start")] == 1
@@ -131,12 +132,29 @@ def test_a_pods_life_in_numbers(measured):
     assert sum(value for key, value in after.items() if key[0] == "magnetar_teardown_failures_total") == 0
 
 
+def test_a_start_that_fails_is_counted(own_stack):
+    """By what it failed with, and in the phase that it failed in."""
+    path = own_stack.run_dir / "metrics.sock"
+    own_stack.daemon.service.stop()
+    own_stack.start_daemon(metrics={"address": f"unix:{path}"}, vm={"start_timeout_seconds": 5}, guest={"extra_cmdline": "rdinit=/nonexistent panic=0"})
+    endpoint = Endpoint(path)
+    with pytest.raises(CrictlError):
+        own_stack.new_pod()
+    counted = {key: value for key, value in endpoint.read().items() if key[0].endswith("_duration_seconds_count") and "_start_" in key[0] and value}
+    phase, late = "magnetar_sandbox_start_phase_duration_seconds_count", "code=DEADLINE_EXCEEDED"
+    assert counted == {("magnetar_sandbox_start_duration_seconds_count", late): 1, (phase, "code=OK", "phase=host"): 1,
+                       (phase, "code=OK", "phase=network"): 1, (phase, "code=OK", "phase=launch"): 1, (phase, late, "phase=ready"): 1}
+    assert endpoint.read()[("magnetar_sandbox_starts_total", late)] == 1
+
+
 def test_a_hung_guest_is_counted(own_stack):
     path = own_stack.run_dir / "metrics.sock"
     own_stack.daemon.service.stop()
     own_stack.start_daemon(metrics={"address": f"unix:{path}"}, guest={"heartbeat_seconds": 2})
     endpoint = Endpoint(path)
     with own_stack.pod() as pod:
+        agent = ("magnetar_agent_peak_resident_memory_bytes",)
+        wait_until(lambda: 1 << 20 < endpoint.read()[agent] < 16 << 20, 30, "the guest does not tell of its agent's memory")
         os.kill(pod.vmm(), signal.SIGSTOP)
         wait_until(lambda: endpoint.read()[("magnetar_vm_exits_total", "reason=hung")] == 1, 30, "its end is not counted")
         assert endpoint.read()[("magnetar_heartbeats_missed_total",)] >= 2

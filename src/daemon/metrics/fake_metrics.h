@@ -10,16 +10,19 @@
 
 namespace magnetar::daemon {
 
-// Notes what it is told, each with how often: "start OK", "phase ready", "rpc Create NOT_FOUND",
+// Notes what it is told, each with how often: "start OK", "phase ready OK", "rpc Create NOT_FOUND",
 // "vm hung".
 class FakeMetrics : public DaemonMetrics {
  public:
   void StartEnded(const absl::Status& status, Clock::time_point since) override {
     Note(absl::StrCat("start ", absl::StatusCodeToString(status.code())), since);
   }
-  void StartPhaseEnded(StartPhase phase, Clock::time_point since) override {
+  void StartPhaseEnded(StartPhase phase, const absl::Status& status,
+                       Clock::time_point since) override {
     static constexpr const char* kNames[] = {"host", "network", "launch", "ready", "setup"};
-    Note(absl::StrCat("phase ", kNames[static_cast<int>(phase)]), since);
+    Note(absl::StrCat("phase ", kNames[static_cast<int>(phase)], " ",
+                      absl::StatusCodeToString(status.code())),
+         since);
   }
   void PrepareEnded(const absl::Status& status, Clock::time_point since) override {
     Note(absl::StrCat("prepare ", absl::StatusCodeToString(status.code())), since);

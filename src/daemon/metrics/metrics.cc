@@ -6,7 +6,7 @@ namespace {
 class Ignored final : public DaemonMetrics {
  public:
   void StartEnded(const absl::Status&, Clock::time_point) override {}
-  void StartPhaseEnded(StartPhase, Clock::time_point) override {}
+  void StartPhaseEnded(StartPhase, const absl::Status&, Clock::time_point) override {}
   void PrepareEnded(const absl::Status&, Clock::time_point) override {}
   void TeardownEnded(Clock::time_point) override {}
   void TeardownFailed(std::string_view) override {}

@@ -29,7 +29,8 @@ class DaemonMetrics {
   virtual ~DaemonMetrics() = default;
   // A sandbox's start, that is, one that was begun.
   virtual void StartEnded(const absl::Status& status, Clock::time_point since) = 0;
-  virtual void StartPhaseEnded(StartPhase phase, Clock::time_point since) = 0;
+  virtual void StartPhaseEnded(StartPhase phase, const absl::Status& status,
+                               Clock::time_point since) = 0;
   virtual void PrepareEnded(const absl::Status& status, Clock::time_point since) = 0;
   virtual void TeardownEnded(Clock::time_point since) = 0;
   // `what` is one of few: a Step's name, "container" or "record".
@@ -43,19 +44,5 @@ class DaemonMetrics {
 
 // Counts nothing; lives as long as the process.
 DaemonMetrics* NoMetrics();
-
-// Tells of a phase of a start when it goes out of scope, however the phase has ended.
-class PhaseTimer {
- public:
-  PhaseTimer(DaemonMetrics* metrics, StartPhase phase) : metrics_(metrics), phase_(phase) {}
-  PhaseTimer(const PhaseTimer&) = delete;
-  PhaseTimer& operator=(const PhaseTimer&) = delete;
-  ~PhaseTimer() { metrics_->StartPhaseEnded(phase_, since_); }
-
- private:
-  DaemonMetrics* const metrics_;
-  const StartPhase phase_;
-  const DaemonMetrics::Clock::time_point since_ = DaemonMetrics::Clock::now();
-};
 
 }  // namespace magnetar::daemon

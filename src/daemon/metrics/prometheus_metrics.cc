@@ -61,7 +61,8 @@ class Implementation final : public PrometheusMetrics {
     // Known from the start, so that the first of a kind is an increase from zero.
     Code(starts_, absl::StatusCode::kOk);
     Code(prepares_, absl::StatusCode::kOk);
-    for (const PhaseName& p : kPhases) phases_.Add({{"phase", p.name}}, Seconds());
+    OfCode(start_seconds_, absl::StatusCode::kOk);
+    for (const PhaseName& p : kPhases) OfPhase(p, absl::StatusCode::kOk);
     for (const EndName& e : kEnds) vm_ends_.Add({{"reason", e.name}});
     for (const Step step : {Step::kDirectory, Step::kCgroup, Step::kNetwork, Step::kShared,
                             Step::kSupervisor, Step::kGuest}) {
@@ -82,12 +83,13 @@ class Implementation final : public PrometheusMetrics {
 
   void StartEnded(const absl::Status& status, Clock::time_point since) override {
     Code(starts_, status.code()).Increment();
-    if (status.ok()) start_seconds_.Observe(SecondsSince(since));
+    OfCode(start_seconds_, status.code()).Observe(SecondsSince(since));
   }
-  void StartPhaseEnded(StartPhase phase, Clock::time_point since) override {
+  void StartPhaseEnded(StartPhase phase, const absl::Status& status,
+                       Clock::time_point since) override {
     for (const PhaseName& p : kPhases) {
       if (p.phase != phase) continue;
-      phases_.Add({{"phase", p.name}}, Seconds()).Observe(SecondsSince(since));
+      OfPhase(p, status.code()).Observe(SecondsSince(since));
     }
   }
   void PrepareEnded(const absl::Status& status, Clock::time_point since) override {
@@ -133,6 +135,13 @@ class Implementation final : public PrometheusMetrics {
   static Counter& Code(Family<Counter>& family, absl::StatusCode code) {
     return family.Add({{"code", absl::StatusCodeToString(code)}});
   }
+  static Histogram& OfCode(Family<Histogram>& family, absl::StatusCode code) {
+    return family.Add({{"code", absl::StatusCodeToString(code)}}, Seconds());
+  }
+  Histogram& OfPhase(const PhaseName& phase, absl::StatusCode code) {
+    return phases_.Add({{"phase", phase.name}, {"code", absl::StatusCodeToString(code)}},
+                       Seconds());
+  }
   Family<Counter>& Counters(const char* name, const char* help) {
     return prometheus::BuildCounter().Name(name).Help(help).Register(registry_);
   }
@@ -145,13 +154,13 @@ class Implementation final : public PrometheusMetrics {
 
   Family<Counter>& starts_ =
       Counters("magnetar_sandbox_starts_total", "Starts of sandboxes that have ended, by outcome");
-  Histogram& start_seconds_ =
-      Histograms("magnetar_sandbox_start_duration_seconds",
-                 "Starts that succeeded: from their begin to a guest that takes containers")
-          .Add({}, Seconds());
+  Family<Histogram>& start_seconds_ = Histograms(
+      "magnetar_sandbox_start_duration_seconds",
+      "Starts, by outcome: from their begin to a guest that takes containers, or to what "
+      "made them fail");
   Family<Histogram>& phases_ =
       Histograms("magnetar_sandbox_start_phase_duration_seconds",
-                 "Phases of starts, also of ones that failed; network is a part of host");
+                 "Phases of starts, by outcome; network is a part of host");
   Family<Counter>& prepares_ =
       Counters("magnetar_container_prepares_total", "Containers that guests asked for, by outcome");
   Histogram& prepare_seconds_ =

@@ -33,7 +33,7 @@ TEST_F(PrometheusMetricsTest, BeginsWithZeros) {
         "magnetar_sandbox_starts_total{code=\"OK\"} 0\n",
         "# TYPE magnetar_sandbox_starts_total counter\n",
         "# TYPE magnetar_sandbox_start_duration_seconds histogram\n",
-        "magnetar_sandbox_start_phase_duration_seconds_count{phase=\"ready\"} 0\n",
+        "magnetar_sandbox_start_phase_duration_seconds_count{code=\"OK\",phase=\"ready\"} 0\n",
         "magnetar_vm_exits_total{reason=\"unkillable\"} 0\n",
         "magnetar_teardown_failures_total{step=\"cgroup\"} 0\n",
         "magnetar_teardown_failures_total{step=\"container\"} 0\n",
@@ -47,7 +47,9 @@ TEST_F(PrometheusMetricsTest, Counts) {
   using std::chrono::milliseconds;
   metrics_->StartEnded(absl::OkStatus(), Ago(milliseconds(700)));
   metrics_->StartEnded(absl::DeadlineExceededError("late"), Ago(milliseconds(90000)));
-  metrics_->StartPhaseEnded(StartPhase::kReady, Ago(milliseconds(300)));
+  metrics_->StartPhaseEnded(StartPhase::kReady, absl::OkStatus(), Ago(milliseconds(300)));
+  metrics_->StartPhaseEnded(StartPhase::kReady, absl::DeadlineExceededError("late"),
+                            Ago(milliseconds(89000)));
   metrics_->PrepareEnded(absl::NotFoundError("no"), Ago(milliseconds(1)));
   metrics_->TeardownEnded(Ago(milliseconds(1)));
   metrics_->TeardownFailed("cgroup");
@@ -60,11 +62,14 @@ TEST_F(PrometheusMetricsTest, Counts) {
        {"magnetar_sandbox_starts_total{code=\"OK\"} 1\n",
         "magnetar_sandbox_starts_total{code=\"DEADLINE_EXCEEDED\"} 1\n",
         // One that failed says nothing of how long a start takes.
-        "magnetar_sandbox_start_duration_seconds_count 1\n",
-        "magnetar_sandbox_start_duration_seconds_bucket{le=\"0.5\"} 0\n",
-        "magnetar_sandbox_start_duration_seconds_bucket{le=\"1\"} 1\n",
-        "magnetar_sandbox_start_duration_seconds_bucket{le=\"+Inf\"} 1\n",
-        "magnetar_sandbox_start_phase_duration_seconds_bucket{phase=\"ready\",le=\"0.5\"} 1\n",
+        "magnetar_sandbox_start_duration_seconds_count{code=\"OK\"} 1\n",
+        "magnetar_sandbox_start_duration_seconds_bucket{code=\"OK\",le=\"0.5\"} 0\n",
+        "magnetar_sandbox_start_duration_seconds_bucket{code=\"OK\",le=\"1\"} 1\n",
+        "magnetar_sandbox_start_duration_seconds_count{code=\"DEADLINE_EXCEEDED\"} 1\n",
+        "magnetar_sandbox_start_phase_duration_seconds_bucket{code=\"OK\",phase=\"ready\","
+        "le=\"0.5\"} 1\n",
+        "magnetar_sandbox_start_phase_duration_seconds_count{code=\"DEADLINE_EXCEEDED\","
+        "phase=\"ready\"} 1\n",
         "magnetar_container_prepares_total{code=\"NOT_FOUND\"} 1\n",
         "magnetar_container_prepare_duration_seconds_count 0\n",
         "magnetar_sandbox_teardown_duration_seconds_count 1\n",

@@ -120,8 +120,10 @@ TEST_F(SandboxCollectorTest, StartsAndTheirPhasesAreCounted) {
   world_.Fail("supervisor.ready", absl::DeadlineExceededError("not ready"));
   EXPECT_FALSE(Start("b").ok());
   EXPECT_EQ(counted_.Count("start DEADLINE_EXCEEDED"), 1);
-  EXPECT_EQ(counted_.Count("phase ready"), 2);
-  EXPECT_EQ(counted_.Count("phase setup"), 1);
+  EXPECT_EQ(counted_.Count("phase launch OK"), 2);
+  EXPECT_EQ(counted_.Count("phase ready OK"), 1);
+  EXPECT_EQ(counted_.Count("phase ready DEADLINE_EXCEEDED"), 1);
+  EXPECT_EQ(counted_.Count("phase setup OK"), 1);
   EXPECT_EQ(counted_.Count("teardown"), 1);
   EXPECT_EQ(counted_.Count("vm asked"), 1);
 }

@@ -13,6 +13,7 @@
 #include "magnetar/async_mutex.h"
 #include "magnetar/co.h"
 #include "magnetar/supervisor.pb.h"
+#include "src/daemon/metrics/metrics.h"
 #include "src/daemon/sandbox/async.h"
 #include "src/daemon/sandbox/environment.h"
 #include "src/daemon/sandbox/host_requests.h"
@@ -73,6 +74,8 @@ class Machine : public std::enable_shared_from_this<Machine> {
   // What is left for a call, which takes zero for no limit.
   static std::chrono::nanoseconds Left(TimePoint deadline);
 
+  // Does the work of a phase, and tells how it ended.
+  Co<absl::Status> Timed(StartPhase phase, Co<absl::Status> work);
   Co<absl::Status> MakeHost(const runtime::v1::PodSandboxConfig& pod);
   // What a VM may have within the memory limits of the cgroups above it.
   Co<absl::StatusOr<uint64_t>> MemoryLimitAbove();

@@ -70,21 +70,28 @@ absl::Status Machine::CheckKilled() const {
   return killed_.empty() ? absl::OkStatus() : absl::CancelledError(killed_);
 }
 
+Co<absl::Status> Machine::Timed(StartPhase phase, Co<absl::Status> work) {
+  const auto since = DaemonMetrics::Clock::now();
+  const absl::Status status = co_await std::move(work);
+  env_->metrics->StartPhaseEnded(phase, status, since);
+  co_return status;
+}
+
 Co<absl::Status> Machine::Start(runtime::v1::PodSandboxConfig pod) {
   auto self = shared_from_this();
   deadline_ = std::chrono::steady_clock::now() + env_->config.vm.start_timeout;
-  auto host = MakeHost(pod);
+  auto host = Timed(StartPhase::kHost, MakeHost(pod));
   absl::Status status = co_await std::move(host);
   if (status.ok()) {
-    auto launch = Launch();
+    auto launch = Timed(StartPhase::kLaunch, Launch());
     status = co_await std::move(launch);
   }
   if (status.ok()) {
-    auto ready = WaitUntilReady();
+    auto ready = Timed(StartPhase::kReady, WaitUntilReady());
     status = co_await std::move(ready);
   }
   if (status.ok()) {
-    auto guest = SetupGuest(pod);
+    auto guest = Timed(StartPhase::kSetup, SetupGuest(pod));
     status = co_await std::move(guest);
   }
   cgroup_procs_.clear();
@@ -111,7 +118,6 @@ Co<absl::Status> Machine::CheckRoom(uint64_t asked_bytes) {
 
 // Everything that lies around a VM.
 Co<absl::Status> Machine::MakeHost(const runtime::v1::PodSandboxConfig& pod) {
-  const PhaseTimer timer(env_->metrics, StartPhase::kHost);
   const Record now = record_->Get();
   const Config::Sizing& sizing = env_->config.SizingOf(now.runtime_handler);
   const absl::StatusOr<MachineSize> asked = AskedSize(pod, sizing, HostMemory());
@@ -159,7 +165,7 @@ Co<absl::Status> Machine::MakeHost(const runtime::v1::PodSandboxConfig& pod) {
   MAGNETAR_CO_RETURN_IF_ERROR(Failpoint("start.cgroup"));
 
   if (!now.netns_path.empty()) {
-    auto network = MakeNetwork();
+    auto network = Timed(StartPhase::kNetwork, MakeNetwork());
     status = co_await std::move(network);
     if (!status.ok()) co_return status;
   }
@@ -174,7 +180,6 @@ Co<absl::Status> Machine::MakeHost(const runtime::v1::PodSandboxConfig& pod) {
 }
 
 Co<absl::Status> Machine::MakeNetwork() {
-  const PhaseTimer timer(env_->metrics, StartPhase::kNetwork);
   MAGNETAR_CO_RETURN_IF_ERROR(record_->AddStep(Step::kNetwork));
   const Record now = record_->Get();
   auto attach = RunBlocking(
@@ -199,7 +204,6 @@ Co<absl::Status> Machine::MakeNetwork() {
 }
 
 Co<absl::Status> Machine::Launch() {
-  const PhaseTimer timer(env_->metrics, StartPhase::kLaunch);
   const Record now = record_->Get();
   vmm::MachineSpec spec;
   spec.sandbox_id = id_;
@@ -275,7 +279,6 @@ Co<absl::Status> Machine::Launch() {
 }
 
 Co<absl::Status> Machine::WaitUntilReady() {
-  const PhaseTimer timer(env_->metrics, StartPhase::kReady);
   auto learn = LearnProcesses();
   absl::Status status = co_await std::move(learn);
   if (status.ok()) status = CheckKilled();
@@ -367,7 +370,6 @@ Co<void> Machine::SetGuestClock() {
 }
 
 Co<absl::Status> Machine::SetupGuest(const runtime::v1::PodSandboxConfig& pod) {
-  const PhaseTimer timer(env_->metrics, StartPhase::kSetup);
   auto attach = AttachVm();
   absl::Status status = co_await std::move(attach);
   if (status.ok()) status = CheckKilled();
