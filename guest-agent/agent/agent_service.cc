@@ -41,6 +41,9 @@ constexpr const char* kFeatures[] = {"9p", "huge-pages", "release-retry", "resiz
 // For a processor that was announced to be there.
 constexpr auto kCpuTimeout = std::chrono::seconds(10);
 
+// What stays free of a guest that gives memory back: for what happens before it is asked again.
+constexpr uint64_t kNotSpared = 64 << 20;
+
 // What a Shutdown without a timeout may take.
 constexpr auto kShutdownTimeout = std::chrono::seconds(2);
 
@@ -66,7 +69,7 @@ Result<v1::HelloResponse> Hello(std::shared_ptr<const AgentParts> parts, v1::Hel
   response.set_agent_version(parts->version);
   utsname name;
   if (::uname(&name) == 0) response.set_kernel_release(name.release);
-  const absl::StatusOr<uint64_t> memory = MemoryTotal("/proc/meminfo");
+  const absl::StatusOr<uint64_t> memory = ReadMeminfo("/proc/meminfo", "MemTotal");
   if (memory.ok()) response.set_memory_total_bytes(*memory);
   response.set_cpus(static_cast<uint32_t>(::sysconf(_SC_NPROCESSORS_ONLN)));
   response.set_sandbox_id(parts->pod->sandbox_id());
@@ -117,7 +120,11 @@ Result<v1::ResizeResponse> Resize(std::shared_ptr<const AgentParts> parts,
     Log(LogLevel::kWarn, "resize: ", status.ToString());
     co_return status;
   }
-  co_return v1::ResizeResponse();
+  v1::ResizeResponse response;
+  if (const auto available = ReadMeminfo("/proc/meminfo", "MemAvailable"); available.ok()) {
+    response.set_spare_bytes(*available - std::min(*available, kNotSpared));
+  }
+  co_return response;
 }
 
 Result<v1::ListContainersResponse> ListContainers(std::shared_ptr<const AgentParts> parts) {

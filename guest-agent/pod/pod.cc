@@ -71,7 +71,7 @@ absl::Status Pod::Setup(const agent::v1::SetupSandboxRequest& request) {
   MAGNETAR_RETURN_IF_ERROR(Annotate(MountShared(request), "shared directory"));
   const uint64_t reserve =
       request.memory_reserve_bytes() == 0 ? kDefaultReserveBytes : request.memory_reserve_bytes();
-  const absl::StatusOr<uint64_t> total = MemoryTotal(paths_.meminfo);
+  const absl::StatusOr<uint64_t> total = ReadMeminfo(paths_.meminfo, "MemTotal");
   if (!total.ok()) return total.status();
   MAGNETAR_RETURN_IF_ERROR(Annotate(memory_.Start(*total, reserve), "memory limit"));
   MAGNETAR_RETURN_IF_ERROR(Annotate(configure_network_(request.network()), "network"));

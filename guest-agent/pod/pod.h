@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "guest-agent/pod/pod_memory.h"
 #include "guest-agent/storage/share_stream.h"
 #include "magnetar/agent.pb.h"
@@ -74,8 +75,8 @@ class Pod {
 absl::Status WriteSysctl(const std::string& proc_sys, const std::string& name,
                          const std::string& value);
 
-// Bytes of "MemTotal:" in /proc/meminfo.
-absl::StatusOr<uint64_t> MemoryTotal(const std::string& meminfo);
+// Bytes of a field of /proc/meminfo, such as "MemTotal".
+absl::StatusOr<uint64_t> ReadMeminfo(const std::string& meminfo, absl::string_view field);
 
 // Stirs bytes into the kernel's random pool and credits them.
 absl::Status AddEntropy(const std::string& bytes);

@@ -12,8 +12,9 @@ namespace {
 
 // Less than this for all containers runs none.
 constexpr uint64_t kMinimumPodBytes = 16 << 20;
-// Beside what cannot be reclaimed.
-constexpr uint64_t kMargin = 16 << 20;
+// Beside what cannot be reclaimed: for what comes before the memory is taken, and less than what
+// the host leaves free of it (kNotSpared in agent_service.cc).
+constexpr uint64_t kMargin = 48 << 20;
 
 }  // namespace
 

@@ -5,6 +5,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "guest-agent/pod/pod.h"
 #include "magnetar/files.h"
 #include "magnetar/status.h"
@@ -39,17 +40,18 @@ absl::Status WriteSysctl(const std::string& proc_sys, const std::string& name,
   return Annotate(written, name);
 }
 
-absl::StatusOr<uint64_t> MemoryTotal(const std::string& meminfo) {
+absl::StatusOr<uint64_t> ReadMeminfo(const std::string& meminfo, absl::string_view field) {
   const absl::StatusOr<std::string> text = ReadFile(meminfo);
   if (!text.ok()) return text.status();
   for (const absl::string_view line : absl::StrSplit(*text, '\n')) {
-    const std::vector<absl::string_view> words = absl::StrSplit(line, ' ', absl::SkipEmpty());
+    std::vector<absl::string_view> words = absl::StrSplit(line, ' ', absl::SkipEmpty());
     uint64_t kilobytes = 0;
-    if (words.size() >= 2 && words[0] == "MemTotal:" && absl::SimpleAtoi(words[1], &kilobytes)) {
+    if (words.size() >= 2 && absl::ConsumeSuffix(&words[0], ":") && words[0] == field &&
+        absl::SimpleAtoi(words[1], &kilobytes)) {
       return kilobytes * 1024;
     }
   }
-  return absl::InternalError(absl::StrCat(meminfo, " has no MemTotal"));
+  return absl::InternalError(absl::StrCat(meminfo, " has no ", field));
 }
 
 }  // namespace magnetar::guest

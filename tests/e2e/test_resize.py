@@ -149,11 +149,44 @@ def test_through_the_newest_containerd(newest_stack):
         container = pod.shell()
         cri = Cri(newest_stack.containerd.socket)
         try:
-            cri.call("UpdatePodSandboxResources", pod_sandbox_id=pod.id, resources={"memory_limit_in_bytes": 800 * MIB})
+            cri.call("UpdatePodSandboxResources", pod_sandbox_id=pod.id,
+                     resources={"memory_limit_in_bytes": 800 * MIB, "cpu_quota": 200000, "cpu_period": 100000})
         finally:
             cri.close()
+        assert (cpus(container), host_cpus(pod)) == (2, 2)
         container.crictl.run("update", "--memory", str(800 * MIB), container.id)
         wait_memory(container, lambda mib: mib > 700, "more memory")
+
+
+# A process that has so much memory until it is killed: what dd has read so far.
+HOLDING = "(dd if=/dev/zero bs=1M count={mib}; exec sleep infinity) | dd of=/dev/null bs={more}M count=1 iflag=fullblock"
+
+
+def test_memory_that_is_in_use_is_not_taken(any_stack):
+    """A VM that is to be smaller than what its containers use: the status says so until they let go of it, and none is killed."""
+    def told():
+        size = any_stack.crictl.json("inspectp", pod.id)["magnetar"]
+        return int(size["memoryBytes"]), int(size["wantedMemoryBytes"])
+
+    with any_stack.pod() as pod:
+        sized = pod.shell(linux={"resources": {"memory_limit_in_bytes": 100 * MIB}})
+        sized.crictl.run("update", "--memory", str(1000 * MIB), sized.id)
+        wait_memory(sized, lambda mib: mib > 900, "more memory")
+        holder = pod.run("/bin/sh", "-c", HOLDING.format(mib=MUCH_MIB + 100, more=MUCH_MIB + 200))
+
+        def held():
+            """MiB; the kernel counts some of it late."""
+            counters = holder.output("cat", "/sys/fs/cgroup/memory.stat").split()
+            return int(counters[counters.index("anon") + 1]) // MIB
+
+        # All of it: what still grows is killed for it.
+        wait_until(lambda: held() > MUCH_MIB + 95, 100, "it does not take its memory", interval=0.5)
+        sized.crictl.run("update", "--memory", str(100 * MIB), sized.id)
+        wait_until(lambda: told()[0] > told()[1], 30, "the status does not say that it wants less", interval=0.1)
+        assert hold(sized, 20) and told()[0] > MUCH_MIB * MIB > told()[1]
+        assert held() > MUCH_MIB + 95
+        holder.stop(0)
+        wait_until(lambda: told()[0] == told()[1], 120, "what has been let go is not given back", interval=0.5)
 
 
 def test_the_next_daemon_goes_on(own_stack):

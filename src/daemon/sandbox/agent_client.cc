@@ -47,12 +47,11 @@ class TtrpcAgentClient : public AgentClient {
     co_return response.status();
   }
 
-  Co<absl::Status> Resize(agent::v1::ResizeRequest request,
-                          std::chrono::nanoseconds timeout) override {
+  Co<absl::StatusOr<agent::v1::ResizeResponse>> Resize(agent::v1::ResizeRequest request,
+                                                       std::chrono::nanoseconds timeout) override {
     auto call = client_->Call<agent::v1::ResizeResponse>(kAgentService, "Resize",
                                                          std::move(request), timeout);
-    absl::StatusOr<agent::v1::ResizeResponse> response = co_await std::move(call);
-    co_return response.status();
+    co_return co_await std::move(call);
   }
 
   Co<absl::Status> ConfigureNetwork(agent::v1::Network network,

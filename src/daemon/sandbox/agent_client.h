@@ -22,8 +22,8 @@ class AgentClient {
   virtual Co<absl::StatusOr<agent::v1::HelloResponse>> Hello(std::chrono::nanoseconds timeout) = 0;
   virtual Co<absl::Status> SetupSandbox(agent::v1::SetupSandboxRequest request,
                                         std::chrono::nanoseconds timeout) = 0;
-  virtual Co<absl::Status> Resize(agent::v1::ResizeRequest request,
-                                  std::chrono::nanoseconds timeout) = 0;
+  virtual Co<absl::StatusOr<agent::v1::ResizeResponse>> Resize(
+      agent::v1::ResizeRequest request, std::chrono::nanoseconds timeout) = 0;
   virtual Co<absl::Status> ConfigureNetwork(agent::v1::Network network,
                                             std::chrono::nanoseconds timeout) = 0;
   virtual Co<absl::StatusOr<agent::v1::ListContainersResponse>> ListContainers(

@@ -21,6 +21,7 @@
 #include "src/daemon/sandbox/record.h"
 #include "src/daemon/sandbox/sizes.h"
 #include "vmm/file_share.h"
+#include "vmm/vmm.h"
 
 namespace magnetar::daemon {
 
@@ -110,6 +111,13 @@ class Machine : public std::enable_shared_from_this<Machine> {
   void BeginResize();
   Co<void> ResizeAlone();
   Co<absl::Status> ApplySize(MachineSize wanted);
+  // Tells the guest what it has, and what of that it is to keep.
+  Co<absl::StatusOr<agent::v1::ResizeResponse>> TellSize(vmm::Size size, uint32_t vcpus,
+                                                         uint64_t memory_bytes,
+                                                         uint64_t wanted_bytes);
+  // What the VM may be asked to shrink to: a guest that is asked for what is in use kills for it.
+  Co<absl::StatusOr<uint64_t>> LeastMemory(vmm::Size size, uint64_t wanted_bytes);
+  Co<void> ResizeLater();
   Co<absl::Status> LimitCgroup();
 
   Co<absl::Status> EndVm(bool ask_guest);
@@ -133,6 +141,7 @@ class Machine : public std::enable_shared_from_this<Machine> {
   AsyncMutex attaching_;  // a VMM talks to one at a time
   AsyncMutex resizing_;
   bool resize_waits_ = false;  // begun, and not yet at work
+  bool asks_again_ = false;    // ResizeLater is under way
   AsyncFlag ended_;
   supervisor::v1::ExitRecord exit_;  // once it has ended
   ExitHandler on_exit_;

@@ -16,6 +16,8 @@ namespace {
 
 // The guest waits 10 s for its processors.
 constexpr std::chrono::seconds kGuestLimit{15};
+// After which a guest that had no memory to spare is asked again.
+constexpr std::chrono::seconds kSparePause{2};
 
 }  // namespace
 
@@ -67,13 +69,16 @@ Co<absl::Status> Machine::ApplySize(MachineSize wanted) {
   auto query = vm->GetSize();
   absl::StatusOr<vmm::Size> size = co_await std::move(query);
   if (!size.ok()) co_return Annotate(size.status(), "ask the VMM for the VM's size");
-  if (size->vcpus < wanted.vcpus || size->requested_memory_bytes != wanted.memory_bytes) {
+  auto find = LeastMemory(*size, wanted.memory_bytes);
+  const absl::StatusOr<uint64_t> least = co_await std::move(find);
+  if (!least.ok()) co_return least.status();
+  if (size->vcpus < wanted.vcpus || size->requested_memory_bytes != *least) {
     Log(LogLevel::kInfo, "resizing",
         {{"sandbox", id_},
          {"vcpus", absl::StrCat(size->vcpus, " to ", wanted.vcpus)},
-         {"memory_mib",
-          absl::StrCat(size->memory_bytes >> 20, " to ", wanted.memory_bytes >> 20)}});
-    auto resize = vm->Resize(wanted.vcpus, wanted.memory_bytes);
+         {"memory_mib", absl::StrCat(size->memory_bytes >> 20, " to ", *least >> 20)},
+         {"wanted_memory_mib", absl::StrCat(wanted.memory_bytes >> 20)}});
+    auto resize = vm->Resize(wanted.vcpus, *least);
     const absl::Status resized = co_await std::move(resize);
     if (!resized.ok()) co_return Annotate(resized, "resize the VM");
     auto again = vm->GetSize();
@@ -83,13 +88,9 @@ Co<absl::Status> Machine::ApplySize(MachineSize wanted) {
   // A VMM that was taken over cannot talk its cgroup's limit up.
   const Record before = record_->Get();
   const uint64_t memory = std::min(size->memory_bytes, before.granted_memory_bytes);
-  agent::v1::ResizeRequest request;
-  request.set_vcpus(wanted.vcpus);
-  request.set_memory(std::max(memory, wanted.memory_bytes) > size->boot_memory_bytes);
-  const uint64_t kept = std::min(memory, wanted.memory_bytes);
-  request.set_added_bytes(kept - std::min(kept, size->boot_memory_bytes));
-  auto tell = agent->Resize(std::move(request), kGuestLimit);
-  const absl::Status told = co_await std::move(tell);
+  auto tell = TellSize(*size, wanted.vcpus, memory, wanted.memory_bytes);
+  const absl::StatusOr<agent::v1::ResizeResponse> response = co_await std::move(tell);
+  const absl::Status told = response.status();
   // The record may be gone.
   if (over()) co_return absl::UnavailableError("the VM has ended");
   const bool settled = told.ok() && memory == wanted.memory_bytes;
@@ -104,9 +105,46 @@ Co<absl::Status> Machine::ApplySize(MachineSize wanted) {
          {"vcpus", absl::StrCat(wanted.vcpus)},
          {"memory_mib", absl::StrCat(memory >> 20)}});
   }
+  if (*least > wanted.memory_bytes && !std::exchange(asks_again_, true)) {
+    asio::co_spawn(strand_, ResizeLater(), asio::detached);
+  }
   auto limit = LimitCgroup();
   const absl::Status limited = co_await std::move(limit);
   co_return told.ok() ? limited : Annotate(told, "tell the guest of its size");
+}
+
+Co<absl::StatusOr<agent::v1::ResizeResponse>> Machine::TellSize(vmm::Size size, uint32_t vcpus,
+                                                                uint64_t memory_bytes,
+                                                                uint64_t wanted_bytes) {
+  const auto agent = agent_;
+  if (agent == nullptr) co_return absl::UnavailableError("resize: the guest cannot be reached");
+  agent::v1::ResizeRequest request;
+  request.set_vcpus(vcpus);
+  request.set_memory(std::max(memory_bytes, wanted_bytes) > size.boot_memory_bytes);
+  const uint64_t kept = std::min(memory_bytes, wanted_bytes);
+  request.set_added_bytes(kept - std::min(kept, size.boot_memory_bytes));
+  auto tell = agent->Resize(std::move(request), kGuestLimit);
+  co_return co_await std::move(tell);
+}
+
+Co<absl::StatusOr<uint64_t>> Machine::LeastMemory(vmm::Size size, uint64_t wanted_bytes) {
+  if (wanted_bytes >= size.memory_bytes) co_return wanted_bytes;
+  auto ask = TellSize(size, size.vcpus, size.memory_bytes, wanted_bytes);
+  const absl::StatusOr<agent::v1::ResizeResponse> response = co_await std::move(ask);
+  if (!response.ok()) co_return Annotate(response.status(), "ask the guest what it can spare");
+  if (!response->has_spare_bytes()) co_return wanted_bytes;
+  const uint64_t used = size.memory_bytes - std::min(size.memory_bytes, response->spare_bytes());
+  if (used <= wanted_bytes) co_return wanted_bytes;
+  const uint64_t steps = (used - wanted_bytes + vmm::kMemoryStep - 1) / vmm::kMemoryStep;
+  co_return std::min(wanted_bytes + steps * vmm::kMemoryStep, size.memory_bytes);
+}
+
+Co<void> Machine::ResizeLater() {
+  auto self = shared_from_this();
+  auto wait = ended_.WaitFor(kSparePause);
+  co_await std::move(wait);
+  asks_again_ = false;
+  BeginResize();
 }
 
 void Machine::BeginResize() {

@@ -62,6 +62,41 @@ TEST_F(ResizeTest, GrowsAndShrinks) {
   EXPECT_LT(world_.updated_memory_bytes.load(), (1000 + overhead) * kMebibyte);
 }
 
+// Linux' virtio_mem takes what is free, and leaves it to others to be killed.
+TEST_F(ResizeTest, WhatIsInUseIsNotTaken) {
+  auto sandbox = Started();
+  const uint64_t boot = sandbox->record().memory_bytes;
+  ASSERT_TRUE(Update(sandbox, Memory(1000)).ok());
+  world_.TakeMemory("a");
+  ASSERT_TRUE(Update(sandbox, Memory(1000)).ok());
+  const uint64_t large = sandbox->record().memory_bytes;
+  ASSERT_GT(large, boot + 300 * kMebibyte);
+
+  world_.spare_bytes = 101 * kMebibyte;
+  ASSERT_TRUE(Update(sandbox, Memory(10)).ok());
+  EXPECT_EQ(sandbox->record().wanted_memory_bytes, boot);
+  const uint64_t asked = world_.requested_bytes.load();
+  EXPECT_GE(asked, large - 101 * kMebibyte);
+  EXPECT_LT(asked, large - 90 * kMebibyte);
+  EXPECT_EQ((asked - boot) % vmm::kMemoryStep, 0u);
+  // What is let go of is noticed without anybody's call.
+  const int resized = world_.Count("vm.resize");
+  world_.spare_bytes = int64_t{1} << 40;
+  world_.WaitFor("vm.resize", resized + 1);
+  EXPECT_EQ(world_.requested_bytes.load(), boot);
+}
+
+TEST_F(ResizeTest, AGuestThatDoesNotSayWhatItCanSpareIsAskedForAll) {
+  auto sandbox = Started();
+  const uint64_t boot = sandbox->record().memory_bytes;
+  world_.spare_bytes = -1;
+  ASSERT_TRUE(Update(sandbox, Memory(1000)).ok());
+  world_.TakeMemory("a");
+  ASSERT_TRUE(Update(sandbox, Memory(1000)).ok());
+  ASSERT_TRUE(Update(sandbox, Memory(10)).ok());
+  EXPECT_EQ(world_.requested_bytes.load(), boot);
+}
+
 TEST_F(ResizeTest, NoMoreThanThePodsCgroupHolds) {
   auto sandbox = Started();
   const uint64_t boot = sandbox->record().memory_bytes;

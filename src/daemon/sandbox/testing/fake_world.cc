@@ -144,11 +144,17 @@ class FakeAgent : public AgentClient {
     const absl::Status status = co_await std::move(note);
     co_return status;
   }
-  Co<absl::Status> Resize(agent::v1::ResizeRequest request, std::chrono::nanoseconds) override {
+  Co<absl::StatusOr<agent::v1::ResizeResponse>> Resize(agent::v1::ResizeRequest request,
+                                                       std::chrono::nanoseconds) override {
     world_->added_bytes = request.added_bytes();
     auto note = world_->NoteAsync("agent.resize");
     const absl::Status status = co_await std::move(note);
-    co_return status;
+    if (!status.ok()) co_return status;
+    agent::v1::ResizeResponse response;
+    if (const int64_t spare = world_->spare_bytes; spare >= 0) {
+      response.set_spare_bytes(static_cast<uint64_t>(spare));
+    }
+    co_return response;
   }
 
   Co<absl::Status> ConfigureNetwork(agent::v1::Network network, std::chrono::nanoseconds) override {
@@ -237,6 +243,7 @@ class FakeVm : public vmm::Vm {
     if (!status.ok()) co_return status;
     vm_->size.vcpus = std::max(vm_->size.vcpus, vcpus);
     vm_->size.requested_memory_bytes = memory_bytes;
+    world_->requested_bytes = memory_bytes;
     co_return absl::OkStatus();
   }
   Co<absl::Status> Pause() override { co_return absl::OkStatus(); }

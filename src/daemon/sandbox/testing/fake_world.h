@@ -113,6 +113,10 @@ class FakeWorld {
   std::deque<std::chrono::milliseconds> greetings_take;
   // Of the latest agent.resize.
   std::atomic<uint64_t> added_bytes{0};
+  // What the VMM was asked for last.
+  std::atomic<uint64_t> requested_bytes{0};
+  // What the guest says that it can do without; negative: one that says nothing.
+  std::atomic<int64_t> spare_bytes{int64_t{1} << 40};
   // Of the latest cgroup.update.
   std::atomic<uint64_t> updated_memory_bytes{0};
   std::atomic<uint64_t> memory_limit_above{0};
