@@ -6,9 +6,11 @@ import re
 import socket
 import subprocess
 
+import grpc
 import pytest
 
 from harness.controller import Controller
+from harness.cri import Cri
 from stack.crictl import CrictlError
 
 pytestmark = pytest.mark.vm
@@ -132,6 +134,63 @@ def test_a_spec_that_crun_refuses(pod):
     """crun's own message reaches the client."""
     with pytest.raises(CrictlError, match="(?i)chdir|no-such-dir|not a directory"):
         pod.shell(working_dir="/etc/passwd/no-such-dir")
+
+
+# What of a pod is refused, and by which name.
+PODS = {
+    "a host name of two lines": ({"hostname": "a\nb"}, "hostname"),
+    "a name server of two lines": ({"dns_config": {"servers": ["10.0.0.1\nsearch evil"]}}, "dns"),
+    "a search domain of two lines": ({"dns_config": {"searches": ["a\nb"]}}, "dns"),
+    "a parent outside": ({"linux": {"cgroup_parent": "/../../outside"}}, "cgroup_parent"),
+    "a port that is none": ({"port_mappings": [{"protocol": 0, "container_port": 80, "host_port": 99999}]}, "(?i)port"),
+}
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_pods_that_cannot_be(stack, name):
+    config, named = PODS[name]
+    with pytest.raises(CrictlError, match=named):
+        stack.new_pod(**config)
+    assert stack.pods() == []
+
+
+def security(**context):
+    return {"linux": {"security_context": context}}
+
+
+# The same of a container.
+CONTAINERS = {
+    "a seccomp profile that is not there": (security(seccomp={"profile_type": 2, "localhost_ref": "localhost//no/such.json"}), "no/such.json"),
+    "the processes of none": (security(namespace_options={"pid": 3, "target_id": "nobody"}), "nobody"),
+    "a place that is none": ({"mounts": [{"host_path": "/tmp", "container_path": ""}]}, "(?i)container_?path|destination|mount"),
+    "a volume of no image": ({"mounts": [{"image": {"image": "magnetar.test/none:1"}, "container_path": "/image"}]}, "magnetar.test/none:1"),
+    "a device that is not there": ({"devices": [{"host_path": "/dev/none", "container_path": "/dev/none", "permissions": "rwm"}]}, "/dev/none"),
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_containers_that_cannot_be(pod, name):
+    config, named = CONTAINERS[name]
+    with pytest.raises(CrictlError, match=named):
+        pod.shell(**config)
+    for container in pod.containers():
+        pod.stack.crictl.run("rm", "--force", container)
+    assert pod.shell().output("echo", "fine") == "fine\n"
+
+
+@pytest.mark.parametrize("resources", [{"cpu_quota": 1, "cpu_period": 1}, {"cpu_period": 2**40}, {"unified": {"memory.nonsense": "1"}},
+                                       {"unified": {"memory./../../cgroup.procs": "1"}}], ids=str)
+def test_updates_that_cannot_be(stack, pod, resources):
+    container, cri = pod.shell(), Cri(stack.containerd.socket)
+    limits = ("sh", "-c", "cd /sys/fs/cgroup; cat memory.max cpu.max cpuset.cpus.effective")
+    before = container.output(*limits)
+    try:
+        with pytest.raises(grpc.RpcError) as error:
+            cri.call("UpdateContainerResources", container_id=container.id, linux=resources)
+        assert error.value.details(), error.value
+    finally:
+        cri.close()
+    assert container.output(*limits) == before
 
 
 @pytest.fixture(scope="module")

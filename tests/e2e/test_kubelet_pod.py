@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from harness import settings
+from stack.crictl import CrictlError
 from stack.services import wait_until
 
 
@@ -171,6 +172,29 @@ def test_what_the_host_mounts_and_unmounts_within_a_volume(pod, tmp_path):
         container.stop(0)
         container.remove()
         subprocess.run(["umount", str(volume / "later")], check=True)
+    finally:
+        subprocess.run(["umount", "--lazy", "--recursive", str(volume)], check=True)
+
+
+@pytest.mark.vm
+def test_propagation_that_a_vm_cannot_have(pod, tmp_path):
+    """To the host is refused by name. From the host below a read-only volume would come writable: it does not come."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "volume", str(volume)], check=True)
+    try:
+        subprocess.run(["mount", "--make-shared", str(volume)], check=True)
+        (volume / "later").mkdir()
+        with pytest.raises(CrictlError, match=r'mounts\[\d+\] /data: mount propagation \S*rshared\S*: mounts made in a VM cannot reach the host'):
+            pod.shell(mounts=[{**mount(volume, "/data"), "propagation": 2}])
+        container = pod.shell(mounts=[{**mount(volume, "/data", True), "propagation": 1}])
+        subprocess.run(["mount", "-t", "tmpfs", "later", str(volume / "later")], check=True)
+        (volume / "later" / "file").touch()
+        assert container.exec("touch", "/data/later/mine", check=False).returncode != 0
+        assert "later" in container.output("ls", "/data")
+        assert [path.name for path in (volume / "later").iterdir()] == ["file"]
+        container.stop(0)
+        container.remove()
     finally:
         subprocess.run(["umount", "--lazy", "--recursive", str(volume)], check=True)
 

@@ -8,9 +8,19 @@ from test_kubelet_pod import (  # noqa: F401
     kubelet_pod,
     test_mounts_reach_both_ways,
     test_projected_token_is_swapped,
+    test_propagation_that_a_vm_cannot_have,
     test_read_only_mounts,
     test_what_changes_on_the_host_is_seen,
+    test_what_the_host_mounts_and_unmounts_within_a_volume,
     volumes,
+)
+from test_volumes import (  # noqa: F401
+    kubelet,
+    test_a_volume_that_is_a_link,
+    test_a_volume_that_is_gone_at_the_start,
+    test_config_map_is_swapped,
+    test_links_of_a_volume_lead_within_the_container,
+    test_sub_path,
 )
 
 pytestmark = pytest.mark.vm

@@ -2,6 +2,7 @@
 when it is given nothing, and what is told of it."""
 
 import json
+import os
 
 import pytest
 
@@ -55,6 +56,7 @@ def test_groups_of_a_user_by_name(pod):
     """The image's groups of the user that it names."""
     container = pod.run("/bin/sleep", "infinity", image=testimages.USER)
     assert container.output("id", "-u", "-n") == "app\n"
+    assert set(identity(container, "1")["Groups"]) == {"1000", "2000", "2001"}
     assert identity(container)["Groups"] == identity(container, "1")["Groups"]
 
 
@@ -82,6 +84,43 @@ def test_paths_that_are_masked_or_read_only(stack, privileged):
             assert (path in mounts) != privileged, path
             if path in mounts and path in READ_ONLY:
                 assert "ro" in mounts[path][3].split(","), mounts[path]
+
+
+def test_limits_of_a_container(pod):
+    """Each in the file of its cgroup that it is, in the kernel that the container has."""
+    container = pod.shell(linux={"resources": {
+        "cpu_shares": 512, "cpu_period": 50000, "cpu_quota": 20000, "memory_limit_in_bytes": 96 << 20, "memory_swap_limit_in_bytes": 96 << 20,
+        "oom_score_adj": 985, "unified": {"memory.high": str(80 << 20), "pids.max": "77"}}})
+    wanted = {"cpu.weight": "20", "cpu.max": "20000 50000", "memory.max": str(96 << 20), "memory.swap.max": "0", "memory.high": str(80 << 20),
+              "pids.max": "77"}
+    found = container.output("sh", "-c", f"cd /sys/fs/cgroup; for file in {' '.join(wanted)}; do echo $file $(cat $file); done")
+    assert dict(line.split(" ", 1) for line in found.splitlines()) == wanted
+    assert container.output("cat", "/proc/1/oom_score_adj") == "985\n"
+
+
+DEVICES = ("null", "zero", "full", "random", "urandom")
+
+
+@pytest.mark.vm
+def test_devices_that_every_kernel_has(pod):
+    """By the names that are asked for, and the guest's."""
+    container = pod.shell(devices=[{"host_path": f"/dev/{name}", "container_path": f"/dev/my/{name}", "permissions": "rw"} for name in DEVICES])
+    for name in DEVICES:
+        number = os.stat(f"/dev/{name}").st_rdev
+        assert container.output("stat", "-c", "%F %t:%T", f"/dev/my/{name}") == (
+            f"character special file {os.major(number):x}:{os.minor(number):x}\n")
+    assert container.output("sh", "-c", "echo > /dev/my/null; head -c 1000 /dev/my/zero /dev/my/urandom | wc -c") >= "2000"
+    assert "No space left" in container.exec("sh", "-c", "echo > /dev/my/full", check=False).stderr
+
+
+@pytest.mark.vm
+def test_a_privileged_container_has_no_device_that_it_did_not_ask_for(stack):
+    """The host's are not to be had, and the guest's own disks are not the container's."""
+    context = {"linux": {"security_context": {"privileged": True}}}
+    with stack.pod(**context) as pod:
+        kinds = ("find", "/dev", "-type", "b", "-o", "-type", "c")
+        usual = set(pod.shell().output(*kinds).split())
+        assert "/dev/null" in usual and set(pod.shell(**context).output(*kinds).split()) == usual
 
 
 def test_shared_memory_of_the_pod(stack):

@@ -37,6 +37,18 @@ def test_limits_need_more_than_the_annotations(stack):
         check(pod.shell(), 2, 664)
 
 
+def test_overhead(own_stack):
+    """The daemon's is around the pod's limit in the guest and on the host, a RuntimeClass's around it on the host if it is more."""
+    own_stack.daemon.service.stop()
+    own_stack.start_daemon(vm={"overhead_mib": 128})
+    limits, host = {"resources": {"memory_limit_in_bytes": 600 * MIB}}, []
+    for overhead in (0, 100, 500):
+        with own_stack.pod(linux={**limits, "overhead": {"memory_limit_in_bytes": overhead * MIB}}) as pod:
+            check(pod.shell(), 1, 728)
+            host.append(int(host_limit_file(pod).read_text()) // MIB)
+    assert host == [host[0], host[0], host[0] + 500 - 128] and host[0] > 728
+
+
 @pytest.mark.parametrize("annotation, value", [(VCPUS, "9"), (VCPUS, "0"), (VCPUS, "many"), (MEMORY, "99999999"), (MEMORY, "64"), (MEMORY, "512M"),
                                                ("io.magnetar.vm.kernel", "/etc/passwd")])
 def test_nonsense(stack, annotation, value):

@@ -1,9 +1,11 @@
 """Nonsense in each field of the Task API's calls, straight to the guest: the right code, a message that names the fault, no call
 that hangs, and a container and guest that do not mind."""
 
+import grpc
 import pytest
 
 from harness.taskapi import TaskApi, TaskError
+from harness.tasks import Tasks
 from stack.services import wait_until
 
 pytestmark = pytest.mark.vm
@@ -124,7 +126,8 @@ def test_processes_out_of_turn(task, container):
     assert task.error("Delete", id=container.id).code == "FAILED_PRECONDITION"
     assert task.error("Resume", id=container.id).code == "FAILED_PRECONDITION"
     assert task.error("Create", id=container.id).code == "ALREADY_EXISTS"
-    assert task.error("Checkpoint", id=container.id, path="/x").code == "UNIMPLEMENTED"
+    refused = task.error("Checkpoint", id=container.id, path="/x")
+    assert refused.code == "UNIMPLEMENTED" and "checkpoint: the files of a checkpoint would have to leave the VM" in refused.message, refused
     process = task.spec("Process", {**PROCESS, "args": ["/bin/sleep", "1000"]})
     task.call("Exec", **identity, spec=process)
     assert task.error("Exec", **identity, spec=process).code == "ALREADY_EXISTS"
@@ -151,6 +154,28 @@ def test_processes_out_of_turn(task, container):
     assert task.error("Start", **identity).code == "FAILED_PRECONDITION"
     task.call("Delete", **identity)
     assert task.error("Delete", **identity).code == "NOT_FOUND"
+
+
+def test_what_is_one_for_the_whole_pod(pod, task, container):
+    """To the host its processes are the VM's one, and no task's Shutdown ends what is the sandbox's."""
+    container.output("sh", "-c", "sleep 1000 > /dev/null 2>&1 &")
+    assert [process.pid for process in task.call("Pids", id=container.id).processes] == [pod.vmm()]
+    assert task.call("Connect", id=container.id).task_pid == pod.vmm()
+    task.call("Shutdown", id=container.id)
+    task.call("Shutdown", id=container.id, now=True)
+    assert task.call("State", id=container.id).pid == pod.vmm()
+
+
+def test_through_containerds_tasks(stack, pod, container):
+    """As `ctr tasks checkpoint` and `ctr tasks ps` call it."""
+    tasks = Tasks(stack.containerd.socket)
+    try:
+        with pytest.raises(grpc.RpcError) as error:
+            tasks.call("Checkpoint", container_id=container.id)
+        assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED and "would have to leave the VM" in error.value.details(), error.value
+        assert [process.pid for process in tasks.call("ListPids", container_id=container.id).processes] == [pod.vmm()]
+    finally:
+        tasks.close()
 
 
 def test_a_paused_container_that_is_killed(pod, task):

@@ -11,7 +11,8 @@ SPEC = "types.containerd.io/opencontainers/runtime-spec/1/"
 # Methods whose request is not called like them; and all whose answer is looked at.
 REQUESTS = {"Delete": "DeleteTask", "Exec": "ExecProcess", "Pause": "PauseTask", "Resume": "ResumeTask", "Checkpoint": "CheckpointTask",
             "Update": "UpdateTask"}
-RESPONSES = {"Start": "Start", "Delete": "Delete", "DeleteProcess": "Delete", "Metrics": "Metrics", "Wait": "Wait"}
+RESPONSES = {"Start": "Start", "Delete": "Delete", "DeleteProcess": "Delete", "Metrics": "Metrics", "Wait": "Wait",
+             "ListPids": "ListPids"}
 
 
 class Tasks:

@@ -43,7 +43,8 @@ def write(path):
     data = images.layer([images.Entry("data/", mode=0o755), images.Entry("data/random", random_bytes())])
     user = images.layer([images.Entry("home/app/", mode=0o755, uid=1000, gid=1000),
                          images.Entry("home/app/owned", b"mine\n", uid=1000, gid=1000, mode=0o600),
-                         images.Entry("etc/passwd", (images.PASSWD + "app:x:1000:1000:app:/home/app:/bin/sh\n").encode())])
+                         images.Entry("etc/passwd", (images.PASSWD + "app:x:1000:1000:app:/home/app:/bin/sh\n").encode()),
+                         images.Entry("etc/group", b"root:x:0:\napp:x:1000:\nfirst:x:2000:app\nsecond:x:2001:other,app\n")])
     images.write(path, [
         images.Image(BUSYBOX, [base]),
         images.pause(PAUSE_IMAGE, [base]),
