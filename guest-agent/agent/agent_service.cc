@@ -3,11 +3,13 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <boost/asio/cancellation_state.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <chrono>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <thread>
 #include <utility>
@@ -41,8 +43,9 @@ constexpr const char* kFeatures[] = {"9p", "huge-pages", "release-retry", "resiz
 // For a processor that was announced to be there.
 constexpr auto kCpuTimeout = std::chrono::seconds(10);
 
-// What stays free of a guest that gives memory back: for what happens before it is asked again.
-constexpr uint64_t kNotSpared = 64 << 20;
+// What stays free of a guest whose containers use more than it is to have: for what happens before
+// it is asked again.
+constexpr uint64_t kNotSpared = 32 << 20;
 
 // What a Shutdown without a timeout may take.
 constexpr auto kShutdownTimeout = std::chrono::seconds(2);
@@ -121,8 +124,10 @@ Result<v1::ResizeResponse> Resize(std::shared_ptr<const AgentParts> parts,
     co_return status;
   }
   v1::ResizeResponse response;
-  if (const auto available = ReadMeminfo("/proc/meminfo", "MemAvailable"); available.ok()) {
-    response.set_spare_bytes(*available - std::min(*available, kNotSpared));
+  if (parts->pod->memory().fits()) {
+    response.set_spare_bytes(std::numeric_limits<uint64_t>::max());
+  } else if (const auto free = ReadMeminfo("/proc/meminfo", "MemAvailable"); free.ok()) {
+    response.set_spare_bytes(*free - std::min(*free, kNotSpared));
   }
   co_return response;
 }

@@ -14,7 +14,7 @@ namespace {
 constexpr uint64_t kMinimumPodBytes = 16 << 20;
 // Beside what cannot be reclaimed: for what comes before the memory is taken, and less than what
 // the host leaves free of it (kNotSpared in agent_service.cc).
-constexpr uint64_t kMargin = 48 << 20;
+constexpr uint64_t kMargin = 24 << 20;
 
 }  // namespace
 
@@ -44,9 +44,15 @@ absl::Status PodMemory::SetHugePages(uint64_t bytes) {
   return Write();
 }
 
+bool PodMemory::fits() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return fits_;
+}
+
 absl::Status PodMemory::Write() {
   const uint64_t away = reserve_ + huge_pages_;
-  uint64_t limit = total_ + added_ - std::min(total_ + added_, away);
+  const uint64_t wanted = total_ + added_ - std::min(total_ + added_, away);
+  uint64_t limit = wanted;
   if (limit < written_) {
     // The kernel would kill until the limit is kept. What can be reclaimed is.
     const std::string counters = absl::StrCat(cgroup_, "/memory.stat");
@@ -59,6 +65,7 @@ absl::Status PodMemory::Write() {
   MAGNETAR_RETURN_IF_ERROR(
       WriteExisting(absl::StrCat(cgroup_, "/memory.max"), absl::StrCat(limit)));
   written_ = limit;
+  fits_ = limit == wanted;
   return absl::OkStatus();
 }
 

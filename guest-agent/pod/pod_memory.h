@@ -23,17 +23,20 @@ class PodMemory {
   absl::Status SetAdded(uint64_t bytes);
   // What is kept in huge pages, which limits of their own bound.
   absl::Status SetHugePages(uint64_t bytes);
+  // Whether the containers are held to what there is to be, so that the rest of the memory can go.
+  bool fits() const;
 
  private:
   absl::Status Write();
 
   const std::string cgroup_;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   uint64_t total_ = 0;  // 0: not started
   uint64_t reserve_ = 0;
   uint64_t added_ = 0;
   uint64_t huge_pages_ = 0;
   uint64_t written_ = 0;
+  bool fits_ = false;
 };
 
 }  // namespace magnetar::guest

@@ -65,9 +65,11 @@ TEST(PodMemory, IsWhatIsThereLessWhatIsKept) {
   EXPECT_EQ(limit(), 700u);
   ASSERT_TRUE(memory.SetAdded(0).ok());
   EXPECT_EQ(limit(), 200u);
+  EXPECT_TRUE(memory.fits());
   // Nobody is killed for what was given back.
   ASSERT_TRUE(memory.SetHugePages(300 * kMiB).ok());
-  EXPECT_EQ(limit(), 98u);
+  EXPECT_EQ(limit(), 74u);
+  EXPECT_FALSE(memory.fits());
 }
 
 TEST(Pod, RefusesAnotherSandboxAndStrangeRequests) {

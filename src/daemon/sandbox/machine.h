@@ -117,7 +117,8 @@ class Machine : public std::enable_shared_from_this<Machine> {
                                                          uint64_t wanted_bytes);
   // What the VM may be asked to shrink to: a guest that is asked for what is in use kills for it.
   Co<absl::StatusOr<uint64_t>> LeastMemory(vmm::Size size, uint64_t wanted_bytes);
-  Co<void> ResizeLater();
+  void AskAgain();
+  Co<void> ResizeLater(std::chrono::seconds pause);
   Co<absl::Status> LimitCgroup();
 
   Co<absl::Status> EndVm(bool ask_guest);
@@ -141,7 +142,9 @@ class Machine : public std::enable_shared_from_this<Machine> {
   AsyncMutex attaching_;  // a VMM talks to one at a time
   AsyncMutex resizing_;
   bool resize_waits_ = false;  // begun, and not yet at work
+  bool held_back_ = false;     // by what the guest cannot spare
   bool asks_again_ = false;    // ResizeLater is under way
+  std::chrono::seconds ask_pause_{2};
   AsyncFlag ended_;
   supervisor::v1::ExitRecord exit_;  // once it has ended
   ExitHandler on_exit_;

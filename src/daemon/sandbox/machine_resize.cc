@@ -16,8 +16,12 @@ namespace {
 
 // The guest waits 10 s for its processors.
 constexpr std::chrono::seconds kGuestLimit{15};
-// After which a guest that had no memory to spare is asked again.
-constexpr std::chrono::seconds kSparePause{2};
+// After which a guest that had no memory to spare, or could not be asked, is asked again: at first,
+// and at most.
+constexpr std::chrono::seconds kFirstAskPause{2};
+constexpr std::chrono::seconds kLongestAskPause{60};
+// What a guest can spare changes all the time. Less than this is not worth a request.
+constexpr uint64_t kWorthwhile = 16 << 20;
 
 }  // namespace
 
@@ -57,6 +61,12 @@ Co<absl::Status> Machine::Resize() {
   if (!status.ok() || !needed) co_return status;
   auto apply = ApplySize(wanted);
   status = co_await std::move(apply);
+  if (over()) co_return status;
+  if (!status.ok() || held_back_) {
+    AskAgain();
+  } else {
+    ask_pause_ = kFirstAskPause;
+  }
   co_return status;
 }
 
@@ -70,15 +80,17 @@ Co<absl::Status> Machine::ApplySize(MachineSize wanted) {
   absl::StatusOr<vmm::Size> size = co_await std::move(query);
   if (!size.ok()) co_return Annotate(size.status(), "ask the VMM for the VM's size");
   auto find = LeastMemory(*size, wanted.memory_bytes);
-  const absl::StatusOr<uint64_t> least = co_await std::move(find);
-  if (!least.ok()) co_return least.status();
-  if (size->vcpus < wanted.vcpus || size->requested_memory_bytes != *least) {
+  const absl::StatusOr<uint64_t> found = co_await std::move(find);
+  // Processors do not wait for a guest that does not say.
+  const uint64_t least = found.ok() ? *found : size->requested_memory_bytes;
+  held_back_ = least > wanted.memory_bytes;
+  if (size->vcpus < wanted.vcpus || size->requested_memory_bytes != least) {
     Log(LogLevel::kInfo, "resizing",
         {{"sandbox", id_},
          {"vcpus", absl::StrCat(size->vcpus, " to ", wanted.vcpus)},
-         {"memory_mib", absl::StrCat(size->memory_bytes >> 20, " to ", *least >> 20)},
+         {"memory_mib", absl::StrCat(size->memory_bytes >> 20, " to ", least >> 20)},
          {"wanted_memory_mib", absl::StrCat(wanted.memory_bytes >> 20)}});
-    auto resize = vm->Resize(wanted.vcpus, *least);
+    auto resize = vm->Resize(wanted.vcpus, least);
     const absl::Status resized = co_await std::move(resize);
     if (!resized.ok()) co_return Annotate(resized, "resize the VM");
     auto again = vm->GetSize();
@@ -105,12 +117,10 @@ Co<absl::Status> Machine::ApplySize(MachineSize wanted) {
          {"vcpus", absl::StrCat(wanted.vcpus)},
          {"memory_mib", absl::StrCat(memory >> 20)}});
   }
-  if (*least > wanted.memory_bytes && !std::exchange(asks_again_, true)) {
-    asio::co_spawn(strand_, ResizeLater(), asio::detached);
-  }
   auto limit = LimitCgroup();
   const absl::Status limited = co_await std::move(limit);
-  co_return told.ok() ? limited : Annotate(told, "tell the guest of its size");
+  if (!told.ok()) co_return Annotate(told, "tell the guest of its size");
+  co_return found.ok() ? limited : found.status();
 }
 
 Co<absl::StatusOr<agent::v1::ResizeResponse>> Machine::TellSize(vmm::Size size, uint32_t vcpus,
@@ -135,13 +145,25 @@ Co<absl::StatusOr<uint64_t>> Machine::LeastMemory(vmm::Size size, uint64_t wante
   if (!response->has_spare_bytes()) co_return wanted_bytes;
   const uint64_t used = size.memory_bytes - std::min(size.memory_bytes, response->spare_bytes());
   if (used <= wanted_bytes) co_return wanted_bytes;
-  const uint64_t steps = (used - wanted_bytes + vmm::kMemoryStep - 1) / vmm::kMemoryStep;
-  co_return std::min(wanted_bytes + steps * vmm::kMemoryStep, size.memory_bytes);
+  // Whole steps beyond what is wanted, and no more than there is.
+  const uint64_t needed = (used - wanted_bytes + vmm::kMemoryStep - 1) / vmm::kMemoryStep;
+  const uint64_t there = (size.memory_bytes - wanted_bytes) / vmm::kMemoryStep;
+  const uint64_t least = wanted_bytes + std::min(needed, there) * vmm::kMemoryStep;
+  const uint64_t before = size.requested_memory_bytes;
+  const uint64_t change = std::max(least, before) - std::min(least, before);
+  co_return before >= wanted_bytes&& change < kWorthwhile ? before : least;
 }
 
-Co<void> Machine::ResizeLater() {
+void Machine::AskAgain() {
+  if (std::exchange(asks_again_, true)) return;
+  asio::co_spawn(strand_,
+                 ResizeLater(std::exchange(ask_pause_, std::min(ask_pause_ * 2, kLongestAskPause))),
+                 asio::detached);
+}
+
+Co<void> Machine::ResizeLater(std::chrono::seconds pause) {
   auto self = shared_from_this();
-  auto wait = ended_.WaitFor(kSparePause);
+  auto wait = ended_.WaitFor(pause);
   co_await std::move(wait);
   asks_again_ = false;
   BeginResize();

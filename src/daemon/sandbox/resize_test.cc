@@ -86,6 +86,26 @@ TEST_F(ResizeTest, WhatIsInUseIsNotTaken) {
   EXPECT_EQ(world_.requested_bytes.load(), boot);
 }
 
+TEST_F(ResizeTest, AGuestThatCouldNotBeAskedIsAskedAgain) {
+  auto sandbox = Started();
+  const uint64_t boot = sandbox->record().memory_bytes;
+  ASSERT_TRUE(Update(sandbox, Memory(1000)).ok());
+  world_.TakeMemory("a");
+  ASSERT_TRUE(Update(sandbox, Memory(1000)).ok());
+  world_.Fail("agent.resize", absl::DeadlineExceededError("busy"));
+  UpdatedResources other = Memory(10);
+  other.resources.set_cpu_quota(300000);
+  other.resources.set_cpu_period(100000);
+  EXPECT_TRUE(absl::IsDeadlineExceeded(Update(sandbox, other)));
+  // Its processors are there all the same.
+  EXPECT_EQ(sandbox->record().vcpus, 3u);
+  EXPECT_GT(world_.requested_bytes.load(), boot);
+  const int resized = world_.Count("vm.resize");
+  world_.Heal();
+  world_.WaitFor("vm.resize", resized + 1);
+  EXPECT_EQ(world_.requested_bytes.load(), boot);
+}
+
 TEST_F(ResizeTest, AGuestThatDoesNotSayWhatItCanSpareIsAskedForAll) {
   auto sandbox = Started();
   const uint64_t boot = sandbox->record().memory_bytes;

@@ -239,11 +239,11 @@ class FakeVm : public vmm::Vm {
   }
   Co<absl::StatusOr<vmm::Size>> GetSize() override { co_return vm_->size; }
   Co<absl::Status> Resize(uint32_t vcpus, uint64_t memory_bytes) override {
+    world_->requested_bytes = memory_bytes;
     const absl::Status status = world_->Note("vm.resize");
     if (!status.ok()) co_return status;
     vm_->size.vcpus = std::max(vm_->size.vcpus, vcpus);
     vm_->size.requested_memory_bytes = memory_bytes;
-    world_->requested_bytes = memory_bytes;
     co_return absl::OkStatus();
   }
   Co<absl::Status> Pause() override { co_return absl::OkStatus(); }
