@@ -14,7 +14,7 @@ namespace {
 constexpr uint64_t kMinimumPodBytes = 16 << 20;
 // Beside what cannot be reclaimed: for what comes before the memory is taken, and less than what
 // the host leaves free of it (kNotSpared in agent_service.cc).
-constexpr uint64_t kMargin = 24 << 20;
+constexpr uint64_t kMargin = 16 << 20;
 
 }  // namespace
 

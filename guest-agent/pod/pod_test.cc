@@ -68,7 +68,7 @@ TEST(PodMemory, IsWhatIsThereLessWhatIsKept) {
   EXPECT_TRUE(memory.fits());
   // Nobody is killed for what was given back.
   ASSERT_TRUE(memory.SetHugePages(300 * kMiB).ok());
-  EXPECT_EQ(limit(), 74u);
+  EXPECT_EQ(limit(), 66u);
   EXPECT_FALSE(memory.fits());
 }
 

@@ -183,7 +183,7 @@ def test_memory_that_is_in_use_is_not_taken(any_stack):
         wait_until(lambda: held() > MUCH_MIB + 95, 100, "it does not take its memory", interval=0.5)
         sized.crictl.run("update", "--memory", str(100 * MIB), sized.id)
         wait_until(lambda: told()[0] > told()[1], 30, "the status does not say that it wants less", interval=0.1)
-        assert hold(sized, 20) and told()[0] > MUCH_MIB * MIB > told()[1]
+        assert hold(sized, 8) and told()[0] > MUCH_MIB * MIB > told()[1]
         assert held() > MUCH_MIB + 95
         holder.stop(0)
         wait_until(lambda: told()[0] == told()[1], 120, "what has been let go is not given back", interval=0.5)
