@@ -46,13 +46,16 @@ absl::Status PodMemory::SetHugePages(uint64_t bytes) {
 
 bool PodMemory::fits() const {
   const std::lock_guard<std::mutex> lock(mutex_);
-  return fits_;
+  return written_ == Wanted();
+}
+
+uint64_t PodMemory::Wanted() const {
+  const uint64_t away = reserve_ + huge_pages_;
+  return total_ + added_ - std::min(total_ + added_, away);
 }
 
 absl::Status PodMemory::Write() {
-  const uint64_t away = reserve_ + huge_pages_;
-  const uint64_t wanted = total_ + added_ - std::min(total_ + added_, away);
-  uint64_t limit = wanted;
+  uint64_t limit = Wanted();
   if (limit < written_) {
     // The kernel would kill until the limit is kept. What can be reclaimed is.
     const std::string counters = absl::StrCat(cgroup_, "/memory.stat");
@@ -65,7 +68,6 @@ absl::Status PodMemory::Write() {
   MAGNETAR_RETURN_IF_ERROR(
       WriteExisting(absl::StrCat(cgroup_, "/memory.max"), absl::StrCat(limit)));
   written_ = limit;
-  fits_ = limit == wanted;
   return absl::OkStatus();
 }
 

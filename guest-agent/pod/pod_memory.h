@@ -27,6 +27,7 @@ class PodMemory {
   bool fits() const;
 
  private:
+  uint64_t Wanted() const;
   absl::Status Write();
 
   const std::string cgroup_;
@@ -36,7 +37,6 @@ class PodMemory {
   uint64_t added_ = 0;
   uint64_t huge_pages_ = 0;
   uint64_t written_ = 0;
-  bool fits_ = false;
 };
 
 }  // namespace magnetar::guest

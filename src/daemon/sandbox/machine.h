@@ -141,10 +141,9 @@ class Machine : public std::enable_shared_from_this<Machine> {
   std::shared_ptr<NetworkWatch> network_watch_;
   AsyncMutex attaching_;  // a VMM talks to one at a time
   AsyncMutex resizing_;
-  bool resize_waits_ = false;  // begun, and not yet at work
-  bool held_back_ = false;     // by what the guest cannot spare
-  bool asks_again_ = false;    // ResizeLater is under way
-  std::chrono::seconds ask_pause_{2};
+  bool resize_waits_ = false;          // begun, and not yet at work
+  bool asks_again_ = false;            // ResizeLater is under way
+  std::chrono::seconds ask_pause_{0};  // the last one's; it grows until the VM has its size
   AsyncFlag ended_;
   supervisor::v1::ExitRecord exit_;  // once it has ended
   ExitHandler on_exit_;

@@ -61,19 +61,13 @@ Co<absl::Status> Machine::Resize() {
   if (!status.ok() || !needed) co_return status;
   auto apply = ApplySize(wanted);
   status = co_await std::move(apply);
-  if (over()) co_return status;
-  if (!status.ok() || held_back_) {
-    AskAgain();
-  } else {
-    ask_pause_ = kFirstAskPause;
-  }
+  if (!status.ok() && !over()) AskAgain();
   co_return status;
 }
 
 Co<absl::Status> Machine::ApplySize(MachineSize wanted) {
   const auto vm = vm_;
-  const auto agent = agent_;
-  if (vm == nullptr || vm_lost_ || agent == nullptr) {
+  if (vm == nullptr || vm_lost_ || agent_ == nullptr) {
     co_return absl::UnavailableError("resize: the guest or its VMM cannot be reached");
   }
   auto query = vm->GetSize();
@@ -83,7 +77,6 @@ Co<absl::Status> Machine::ApplySize(MachineSize wanted) {
   const absl::StatusOr<uint64_t> found = co_await std::move(find);
   // Processors do not wait for a guest that does not say.
   const uint64_t least = found.ok() ? *found : size->requested_memory_bytes;
-  held_back_ = least > wanted.memory_bytes;
   if (size->vcpus < wanted.vcpus || size->requested_memory_bytes != least) {
     Log(LogLevel::kInfo, "resizing",
         {{"sandbox", id_},
@@ -111,7 +104,9 @@ Co<absl::Status> Machine::ApplySize(MachineSize wanted) {
     record.memory_bytes = memory;
     record.resizing = !settled;
   }));
+  if (least > wanted.memory_bytes) AskAgain();
   if (settled) {
+    ask_pause_ = {};
     Log(LogLevel::kInfo, "resized",
         {{"sandbox", id_},
          {"vcpus", absl::StrCat(wanted.vcpus)},
@@ -150,15 +145,14 @@ Co<absl::StatusOr<uint64_t>> Machine::LeastMemory(vmm::Size size, uint64_t wante
   const uint64_t there = (size.memory_bytes - wanted_bytes) / vmm::kMemoryStep;
   const uint64_t least = wanted_bytes + std::min(needed, there) * vmm::kMemoryStep;
   const uint64_t before = size.requested_memory_bytes;
-  const uint64_t change = std::max(least, before) - std::min(least, before);
-  co_return before >= wanted_bytes&& change < kWorthwhile ? before : least;
+  const bool near = std::max(least, before) - std::min(least, before) < kWorthwhile;
+  co_return (near && before >= wanted_bytes) ? before : least;
 }
 
 void Machine::AskAgain() {
   if (std::exchange(asks_again_, true)) return;
-  asio::co_spawn(strand_,
-                 ResizeLater(std::exchange(ask_pause_, std::min(ask_pause_ * 2, kLongestAskPause))),
-                 asio::detached);
+  ask_pause_ = std::clamp(ask_pause_ * 2, kFirstAskPause, kLongestAskPause);
+  asio::co_spawn(strand_, ResizeLater(ask_pause_), asio::detached);
 }
 
 Co<void> Machine::ResizeLater(std::chrono::seconds pause) {

@@ -27,6 +27,13 @@ class ResizeTest : public testing::Test {
     return world_.Await(sandbox, sandbox->Update(resources));
   }
 
+  // To 1000 MiB, which the guest takes.
+  void Grow(const std::shared_ptr<Sandbox>& sandbox) {
+    ASSERT_TRUE(Update(sandbox, Memory(1000)).ok());
+    world_.TakeMemory("a");
+    ASSERT_TRUE(Update(sandbox, Memory(1000)).ok());
+  }
+
   FakeWorld world_;
 };
 
@@ -66,9 +73,7 @@ TEST_F(ResizeTest, GrowsAndShrinks) {
 TEST_F(ResizeTest, WhatIsInUseIsNotTaken) {
   auto sandbox = Started();
   const uint64_t boot = sandbox->record().memory_bytes;
-  ASSERT_TRUE(Update(sandbox, Memory(1000)).ok());
-  world_.TakeMemory("a");
-  ASSERT_TRUE(Update(sandbox, Memory(1000)).ok());
+  Grow(sandbox);
   const uint64_t large = sandbox->record().memory_bytes;
   ASSERT_GT(large, boot + 300 * kMebibyte);
 
@@ -89,9 +94,7 @@ TEST_F(ResizeTest, WhatIsInUseIsNotTaken) {
 TEST_F(ResizeTest, AGuestThatCouldNotBeAskedIsAskedAgain) {
   auto sandbox = Started();
   const uint64_t boot = sandbox->record().memory_bytes;
-  ASSERT_TRUE(Update(sandbox, Memory(1000)).ok());
-  world_.TakeMemory("a");
-  ASSERT_TRUE(Update(sandbox, Memory(1000)).ok());
+  Grow(sandbox);
   world_.Fail("agent.resize", absl::DeadlineExceededError("busy"));
   UpdatedResources other = Memory(10);
   other.resources.set_cpu_quota(300000);
@@ -110,9 +113,7 @@ TEST_F(ResizeTest, AGuestThatDoesNotSayWhatItCanSpareIsAskedForAll) {
   auto sandbox = Started();
   const uint64_t boot = sandbox->record().memory_bytes;
   world_.spare_bytes = -1;
-  ASSERT_TRUE(Update(sandbox, Memory(1000)).ok());
-  world_.TakeMemory("a");
-  ASSERT_TRUE(Update(sandbox, Memory(1000)).ok());
+  Grow(sandbox);
   ASSERT_TRUE(Update(sandbox, Memory(10)).ok());
   EXPECT_EQ(world_.requested_bytes.load(), boot);
 }
