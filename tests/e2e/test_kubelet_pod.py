@@ -153,50 +153,51 @@ def test_file_systems_within_a_volume(pod, tmp_path):
     container.remove()
 
 
-def test_what_the_host_mounts_and_unmounts_within_a_volume(pod, tmp_path):
-    """HostToContainer: it comes into the container, and nothing keeps the host from unmounting it."""
+@pytest.fixture
+def shared_volume(tmp_path):
+    """A file system of the host whose mounts others may follow."""
     volume = tmp_path / "volume"
     volume.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "volume", str(volume)], check=True)
     try:
         subprocess.run(["mount", "--make-shared", str(volume)], check=True)
-        for name in ("earlier", "later"):
-            (volume / name).mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "earlier", str(volume / "earlier")], check=True)
-        container = pod.shell(mounts=[{**mount(volume, "/data"), "propagation": 1}])
-        subprocess.run(["umount", str(volume / "earlier")], check=True)
-        subprocess.run(["mount", "-t", "tmpfs", "later", str(volume / "later")], check=True)
-        (volume / "later" / "file").write_text("mounted later\n")
-        wait_until(lambda: container.exec("cat", "/data/later/file", check=False).stdout == "mounted later\n", 5, "it does not come in")
-        assert container.output("ls", "/data/earlier") == ""
-        container.stop(0)
-        container.remove()
-        subprocess.run(["umount", str(volume / "later")], check=True)
+        yield volume
     finally:
         subprocess.run(["umount", "--lazy", "--recursive", str(volume)], check=True)
+
+
+def test_what_the_host_mounts_and_unmounts_within_a_volume(pod, shared_volume):
+    """HostToContainer: it comes into the container, and nothing keeps the host from unmounting it."""
+    earlier, later = shared_volume / "earlier", shared_volume / "later"
+    for folder in (earlier, later):
+        folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "earlier", str(earlier)], check=True)
+    container = pod.shell(mounts=[{**mount(shared_volume, "/data"), "propagation": 1}])
+    subprocess.run(["umount", str(earlier)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "later", str(later)], check=True)
+    (later / "file").write_text("mounted later\n")
+    wait_until(lambda: container.exec("cat", "/data/later/file", check=False).stdout == "mounted later\n", 5, "it does not come in")
+    assert container.output("ls", "/data/earlier") == ""
+    container.stop(0)
+    container.remove()
+    subprocess.run(["umount", str(later)], check=True)
 
 
 @pytest.mark.vm
-def test_propagation_that_a_vm_cannot_have(pod, tmp_path):
+def test_propagation_that_a_vm_cannot_have(pod, shared_volume):
     """To the host is refused by name. From the host below a read-only volume would come writable: it does not come."""
-    volume = tmp_path / "volume"
-    volume.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "volume", str(volume)], check=True)
-    try:
-        subprocess.run(["mount", "--make-shared", str(volume)], check=True)
-        (volume / "later").mkdir()
-        with pytest.raises(CrictlError, match=r'mounts\[\d+\] /data: mount propagation \S*rshared\S*: mounts made in a VM cannot reach the host'):
-            pod.shell(mounts=[{**mount(volume, "/data"), "propagation": 2}])
-        container = pod.shell(mounts=[{**mount(volume, "/data", True), "propagation": 1}])
-        subprocess.run(["mount", "-t", "tmpfs", "later", str(volume / "later")], check=True)
-        (volume / "later" / "file").touch()
-        assert container.exec("touch", "/data/later/mine", check=False).returncode != 0
-        assert "later" in container.output("ls", "/data")
-        assert [path.name for path in (volume / "later").iterdir()] == ["file"]
-        container.stop(0)
-        container.remove()
-    finally:
-        subprocess.run(["umount", "--lazy", "--recursive", str(volume)], check=True)
+    later = shared_volume / "later"
+    later.mkdir()
+    with pytest.raises(CrictlError, match=r'mounts\[\d+\] /data: mount propagation \S*rshared\S*: mounts made in a VM cannot reach the host'):
+        pod.shell(mounts=[{**mount(shared_volume, "/data"), "propagation": 2}])
+    container = pod.shell(mounts=[{**mount(shared_volume, "/data", True), "propagation": 1}])
+    subprocess.run(["mount", "-t", "tmpfs", "later", str(later)], check=True)
+    (later / "file").touch()
+    assert container.exec("touch", "/data/later/mine", check=False).returncode != 0
+    assert "later" in container.output("ls", "/data")
+    assert [path.name for path in later.iterdir()] == ["file"]
+    container.stop(0)
+    container.remove()
 
 
 @pytest.mark.vm

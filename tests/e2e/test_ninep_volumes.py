@@ -6,6 +6,7 @@ from conftest import unchanged
 from test_kubelet_pod import (  # noqa: F401
     kubelet_container,
     kubelet_pod,
+    shared_volume,
     test_mounts_reach_both_ways,
     test_projected_token_is_swapped,
     test_propagation_that_a_vm_cannot_have,
