@@ -48,17 +48,22 @@ struct Call {
 };
 
 // Hands a finished call from gRPC's thread to the executor of the coroutine that waits for it.
+// The call goes with it: it holds the channel, and the last to give up a channel ends gRPC's
+// threads and joins them, which one of them cannot do (grpc 1.51, CallbackAlternativeCQ::Unref).
 template <typename Handler>
 class Completion {
  public:
-  explicit Completion(Handler handler)
-      : handler_(std::move(handler)), work_(asio::get_associated_executor(handler_)) {}
+  Completion(Handler handler, std::shared_ptr<void> call)
+      : handler_(std::move(handler)),
+        work_(asio::get_associated_executor(handler_)),
+        call_(std::move(call)) {}
 
   static void Run(std::shared_ptr<Completion> self) {
     auto executor = self->work_.get_executor();
     asio::post(executor, [self = std::move(self)]() mutable {
       self->work_.reset();
       Handler handler = std::move(self->handler_);
+      const auto call = std::move(self->call_);
       self.reset();
       asio::get_associated_cancellation_slot(handler).clear();
       std::move(handler)();
@@ -68,6 +73,7 @@ class Completion {
  private:
   Handler handler_;
   asio::executor_work_guard<asio::associated_executor_t<Handler>> work_;
+  std::shared_ptr<void> call_;
 };
 
 template <typename Request, typename Response>
@@ -85,10 +91,11 @@ Co<absl::StatusOr<Response>> Invoke(std::shared_ptr<grpc::Channel> channel, std:
       slot.assign([call](asio::cancellation_type) { call->context.TryCancel(); });
     }
     using Handler = decltype(handler);
-    auto completion = std::make_shared<Completion<Handler>>(std::move(handler));
+    auto completion = std::make_shared<Completion<Handler>>(std::move(handler), call);
     call->stub.UnaryCall(&call->context, method, grpc::StubOptions(), &call->request,
-                         &call->response, [call, completion](grpc::Status status) mutable {
-                           call->status = std::move(status);
+                         &call->response,
+                         [status = &call->status, completion](grpc::Status result) mutable {
+                           *status = std::move(result);
                            Completion<Handler>::Run(std::move(completion));
                          });
   };
