@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from harness.stackfixture import HOST_DEVICES
 from stack.crictl import CrictlError
 from stack.services import wait_until
 
@@ -221,3 +222,12 @@ def test_a_restarted_daemon_knows_whose_a_volume_is(own_stack, image, device):
         stack.daemon.service.kill()
         stack.start_daemon()
     assert is_free(device)
+
+
+def test_a_handler_that_gives_privileged_containers_all_devices(stack):
+    """They are refused, with the setting that is missing; others do not mind it."""
+    privileged = {"linux": {"security_context": {"privileged": True}}}
+    with stack.pod(HOST_DEVICES, **privileged) as pod:
+        with pytest.raises(CrictlError, match=r"linux\.devices\[\d+\] /dev/\S+: .*needs privileged_without_host_devices = true"):
+            pod.shell(**privileged)
+        assert pod.shell().output("echo", "fine") == "fine\n"

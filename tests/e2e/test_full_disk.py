@@ -1,17 +1,21 @@
-"""A full disk under the daemon's run directory: clear errors, and all of it goes away once there is room, or before."""
+"""A full disk under the daemon's run directory, or under containerd's snapshots: clear errors, and all of it goes away once there is
+room, or before."""
 
 import contextlib
 import os
+import re
 import subprocess
 
 import pytest
 
 from harness.stackfixture import Stack
 from stack.crictl import CrictlError
+from stack.services import wait_until
 
 pytestmark = pytest.mark.vm
 
 SIZE = 4 << 20
+SNAPSHOTS_SIZE = 128 << 20
 FULL = "(?i)no space left"
 
 
@@ -67,3 +71,36 @@ def test_full_disk(small_stack):
         assert not os.path.exists(stack.sandbox_record(pod) / "vmm")
     assert stack.pods() == []
     stack.check_unchanged(before)
+
+
+@pytest.fixture
+def small_snapshots():
+    """A stack whose containers write to a disk of 128 MiB, which all of them share: overlayfs has no limit of its own."""
+    stack = Stack()
+    try:
+        snapshots = stack.containerd.data / "root" / "io.containerd.snapshotter.v1.overlayfs"
+        snapshots.mkdir(parents=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SNAPSHOTS_SIZE}", "none", snapshots], check=True)
+        yield stack.start()
+    finally:
+        stack.close()
+
+
+def test_full_root_file_system_of_overlayfs(small_snapshots):
+    """Whoever fills it is told so, and so is everybody else who writes; what is deleted is room again; the pod can go while it is full."""
+    with small_snapshots.pod() as pod:
+        greedy, other = pod.shell(), pod.shell()
+        filling = greedy.exec("sh", "-c", "cat /dev/zero > /full", check=False)
+        assert filling.returncode == 1 and re.search(FULL, filling.stderr), filling
+        late = other.exec("dd", "if=/dev/zero", "of=/more", "bs=1M", "count=1", check=False)
+        assert late.returncode != 0 and re.search(FULL, late.stderr), late
+        assert other.output("echo", "still here") == "still here\n"
+        greedy.output("rm", "/full")
+        # The file server holds what is deleted until it hears that the guest does not any more.
+        writes = lambda: greedy.exec("sh", "-c", "echo again > /file && cat /file", check=False).stdout  # noqa: E731
+        wait_until(lambda: writes() == "again\n", 30, "nothing can be written")
+        assert other.output("sh", "-c", "head -c 1000000 /dev/zero > /more && wc -c < /more") == "1000000\n"
+        assert greedy.exec("sh", "-c", "cat /dev/zero > /full", check=False).returncode == 1
+        greedy.stop(0)
+        greedy.remove()
+    assert small_snapshots.pods() == []

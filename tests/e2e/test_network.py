@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from harness import netns, testimages
+from harness import netns, settings, testimages
 from harness.stackfixture import MTU
 from stack.services import wait_until
 
@@ -106,7 +106,8 @@ def test_no_other_pod_sees_the_traffic(stack):
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:8080", "[::1]:8080", "0.0.0.0:8080"])
 def test_port_forward(pod, listen):
-    if listen.startswith("[") and not localhost_has_ipv6():
+    # Magnetar tries both, whatever address of localhost containerd has dialled.
+    if listen.startswith("[") and not settings.IS_VM and not localhost_has_ipv6():
         pytest.skip("this host's /etc/hosts has no IPv6 localhost")
     web_server(pod, "forwarded", "-p", listen)
     with pod.port_forward(8080) as port:

@@ -1,6 +1,14 @@
 """Kinds of interfaces, and more than one of them, from the start."""
 
 import contextlib
+import fcntl
+import os
+import pathlib
+import select
+import socket
+import struct
+import subprocess
+import threading
 
 import pytest
 
@@ -113,6 +121,90 @@ def test_macvtap_from_the_start(stack):
                 assert b"macvtap" in netns.http_get(stack.netns, address, 8090), address
 
 
+IFF_TAP, IFF_NO_PI, TUNSETIFF = 0x2, 0x1000, 0x400454CA
+
+
+def open_tap(name):
+    tap = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    fcntl.ioctl(tap, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI))
+    return tap
+
+
+@contextlib.contextmanager
+def bridging_program(stack, pods, nodes):
+    """A program of the host that holds two taps of the node, and carries each frame of the one to the other."""
+    taps = [netns.call(stack.netns, open_tap, name) for name in (pods, nodes)]
+    ends, ended = os.pipe()
+
+    def carry():
+        while True:
+            ready, _, _ = select.select([*taps, ends], [], [])
+            if ends in ready:
+                return
+            for tap in ready:
+                # One that is down takes nothing: frames are lost, as on a wire.
+                with contextlib.suppress(OSError):
+                    os.write(taps[1 - taps.index(tap)], os.read(tap, 1 << 16))
+
+    carrier = threading.Thread(target=carry)
+    carrier.start()
+    try:
+        yield
+    finally:
+        os.close(ended)
+        carrier.join()
+        for fd in (*taps, ends):
+            os.close(fd)
+
+
+def test_a_tap_that_a_program_of_the_host_holds(stack):
+    """What the guest sends comes out at the program's end, and the other way round, at a start and at an attach."""
+    plugin = {"type": "host-device", "device": "wire0", "ipam": static("10.68.0.2/24")}
+    with bridging_program(stack, "wire0", "wire1"), bridging_program(stack, "wire2", "wire3"):
+        for name, address in (("wire1", "10.68.0.1/24"), ("wire3", "10.69.0.1/24")):
+            run("ip", "-n", stack.netns, "addr", "add", address, "dev", name)
+            run("ip", "-n", stack.netns, "link", "set", name, "up")
+        with cni_network(stack, "second", plugin), stack.pod() as pod:
+            network, guest = PodNetns(pod), Guest(pod.shell())
+            serve(guest, "by wire")
+            assert b"by wire" in netns.http_get(stack.netns, "10.68.0.2", 8090)
+            assert guest.container.exec("ping", "-c1", "-W5", "10.68.0.1").returncode == 0
+            network.node_ip("link", "set", "wire2", "netns", network.path)
+            network.ip("link", "set", "wire2", "name", "net1")
+            network.ip("addr", "add", "10.69.0.2/24", "dev", "net1")
+            network.ip("link", "set", "net1", "up")
+            guest.wait(lambda: guest.addresses("net1"), "10.69.0.2/24")
+            network.wait_nics(3)
+            assert b"by wire" in netns.http_get(stack.netns, "10.69.0.2", 8090)
+
+
+NEIGHBOURS = ["10.66.0.9 dev eth1 lladdr 02:00:00:00:00:99", "fd66::9 dev eth1 lladdr 02:00:00:00:00:98"]
+# Of CNI's: one that is not the first of a chain returns what it was given.
+PLUGIN = f"""#!/usr/bin/python3
+import json, os, subprocess, sys
+if os.environ["CNI_COMMAND"] == "ADD":
+    for neighbour in {NEIGHBOURS}:
+        subprocess.run(["nsenter", "--net=" + os.environ["CNI_NETNS"], "ip", "neigh", "add", *neighbour.split(), "nud", "permanent"], check=True)
+    print(json.dumps(json.load(sys.stdin)["prevResult"]))
+"""
+
+
+def test_neighbours_that_a_plugin_has_set(stack):
+    """Those that are permanent, of both families, from the start."""
+    second = {"type": "bridge", "bridge": "second0", "ipam": static("10.66.0.2/24", "fd66::2/64")}
+    program = pathlib.Path(stack.run_dir, "cni", "neighbours")
+    program.write_text(PLUGIN)
+    program.chmod(0o755)
+    try:
+        with cni_network(stack, "second", second, {"type": "neighbours"}), stack.pod() as pod:
+            told = pod.shell().output("ip", "neigh").splitlines()
+            for neighbour in NEIGHBOURS:
+                assert any(line.startswith(neighbour) and "PERMANENT" in line for line in told), told
+    finally:
+        program.unlink()
+        run("ip", "-n", stack.netns, "link", "del", "second0", check=False)
+
+
 @pytest.mark.parametrize("make, reason", [
     # What CNI's tap plugin makes.
     (("tuntap", "add", "mode", "tap", "name", "odd0"), "nobody holds the other end of this tap"),
@@ -139,3 +231,21 @@ def test_host_port_from_the_host(stack, host):
         guest = Guest(pod.shell())
         serve(guest, "mapped")
         assert b"mapped" in netns.http_get(stack.netns, host, 18090)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "10.123.0.1"])
+def test_host_port_of_udp(stack, tmp_path, host):
+    program = tmp_path / "udp_echo"
+    source = pathlib.Path(__file__).parent / "guest" / "udp_echo.c"
+    subprocess.run(["gcc", "-static", "-O1", "-Wall", "-Werror", "-o", program, source], check=True)
+    with stack.pod(port_mappings=[{"protocol": 1, "container_port": 8090, "host_port": 18090}]) as pod:
+        echo = pod.run("/udp_echo", "8090", mounts=[{"host_path": str(program), "container_path": "/udp_echo", "readonly": True}])
+        echo.wait_log("listens")
+        client = netns.call(stack.netns, socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
+        with client:
+            client.settimeout(5)
+            client.connect((host, 18090))
+            # One that fills the packets of the pod's MTU, and one that takes several.
+            for size in (10, 1372, 8000):
+                client.send(bytes([size % 251]) * size)
+                assert client.recv(1 << 16) == bytes([size % 251]) * size

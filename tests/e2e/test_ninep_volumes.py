@@ -7,6 +7,7 @@ from test_kubelet_pod import (  # noqa: F401
     kubelet_container,
     kubelet_pod,
     shared_volume,
+    test_empty_dir_in_memory_is_the_guests,
     test_mounts_reach_both_ways,
     test_projected_token_is_swapped,
     test_propagation_that_a_vm_cannot_have,
@@ -20,8 +21,11 @@ from test_volumes import (  # noqa: F401
     test_a_volume_that_is_a_link,
     test_a_volume_that_is_gone_at_the_start,
     test_config_map_is_swapped,
+    test_huge_pages,
+    test_image_volume,
     test_links_of_a_volume_lead_within_the_container,
     test_sub_path,
+    test_sub_path_of_a_volume_in_memory,
 )
 
 pytestmark = pytest.mark.vm
@@ -35,3 +39,8 @@ def shared_stack(ninep_stack):
 @pytest.fixture
 def stack(request, shared_stack):
     yield from unchanged(request, shared_stack)
+
+
+@pytest.fixture
+def any_stack(stack):
+    return stack

@@ -6,8 +6,9 @@ import os
 
 import pytest
 
-from harness import testimages
+from harness import spec, testimages
 from harness.cri import Cri
+from harness.taskapi import TaskApi
 from stack.crictl import CrictlError
 
 
@@ -242,6 +243,30 @@ def test_limits_of_processes_are_runcs(stack):
     assert set(differing) <= {"Max processes", "Max pending signals", "Max open files"}, differing
     # containerd's unit file gives it this.
     assert ours["Max open files"] == ["1048576", "1048576"]
+
+
+LIMITS = [{"type": "RLIMIT_NOFILE", "soft": 321, "hard": 654}, {"type": "RLIMIT_CORE", "soft": 0, "hard": 4096},
+          {"type": "RLIMIT_STACK", "soft": 1 << 20, "hard": (1 << 64) - 1}]
+GIVEN = {"Max open files": ["321", "654"], "Max core file size": ["0", "4096"], "Max stack size": ["1048576", "unlimited"]}
+
+
+@pytest.mark.vm
+def test_limits_of_a_containers_own(pod):
+    """Which CRI has no field for, and `ctr run --rlimit-nofile` sets; an exec may have others."""
+    container = pod.create("/bin/sleep", "infinity")
+    spec.change(pod.stack.containerd.socket, container.id, lambda it: it["process"].update(rlimits=LIMITS))
+    container.start()
+    for process in ("1", "self"):
+        lines = container.output("cat", f"/proc/{process}/limits").splitlines()[1:]
+        told = {line[:26].strip(): line[26:].split()[:2] for line in lines}
+        assert {name: told[name] for name in GIVEN} == GIVEN, process
+    with TaskApi(pod) as task:
+        process = {"args": ["/bin/sh", "-c", "test $(ulimit -S -n) = 77 && test $(ulimit -H -n) = 88"], "cwd": "/", "user": {"uid": 0, "gid": 0},
+                   "env": ["PATH=/bin"], "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 88}]}
+        task.call("Exec", id=container.id, exec_id="limited", spec=task.spec("Process", process))
+        task.call("Start", id=container.id, exec_id="limited")
+        assert task.call("Wait", id=container.id, exec_id="limited").exit_status == 0
+        task.call("Delete", id=container.id, exec_id="limited")
 
 
 def test_a_container_sees_what_it_was_made_with(pod):

@@ -8,8 +8,11 @@ import subprocess
 import pytest
 
 from harness import netns
+from harness.controller import Controller
 from harness.cri import Cri
+from harness.host import processes_of
 from harness.vmdeath import ANSWER_SECONDS, answer, finish, kill, left, removed
+from stack.services import wait_until
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
 
@@ -79,6 +82,36 @@ def test_in_the_middle_of_every_call(own_stack, cri):
     answers = {name: check(name, call, killed) for name, call in under_way.items()}
     print(answers)
     finish(own_stack, pod, before)
+
+
+def kill_the_new_one(stack):
+    """When it was done: a VM that boots, as soon as it runs."""
+    (record,) = wait_until(lambda: list(stack.daemon.state.glob("*/sandbox.json")), 60, "no sandbox is made", interval=0.01)
+    (vmm,) = wait_until(lambda: processes_of("qemu-system", f"guest={record.parent.name}"), 60, "no VM is started", interval=0.01)
+    return kill(vmm)
+
+
+def test_in_the_middle_of_its_start(own_stack, before, cri):
+    """The pod is not there, nor is anything of it, and the message says what has become of the VM."""
+    call = cri.future("RunPodSandbox", config=own_stack.pod_config(), runtime_handler=own_stack.handler)
+    code, message = answer("RunPodSandbox", call, kill_the_new_one(own_stack))
+    assert code == "FAILED_PRECONDITION" and "VM ended: qemu: killed by SIGKILL" in message, (code, message)
+    assert own_stack.pods() == []
+    own_stack.check_unchanged(before)
+    # Whoever asks again has one.
+    with own_stack.pod() as pod:
+        assert pod.shell().output("echo", "fine") == "fine\n"
+
+
+def test_in_the_middle_of_the_controllers_start(own_stack, before):
+    controller = Controller(own_stack.daemon.socket)
+    controller.call("Create", sandbox_id="short")
+    call = controller.future("Start", timeout=120, sandbox_id="short")
+    code, message = answer("Start", call, kill_the_new_one(own_stack))
+    assert code == "FAILED_PRECONDITION" and "VM ended: qemu: killed by SIGKILL" in message, (code, message)
+    assert controller.code("Status", sandbox_id="short")[0] == "NOT_FOUND"
+    controller.close()
+    own_stack.check_unchanged(before)
 
 
 @pytest.mark.parametrize("method", ["StopPodSandbox", "RemovePodSandbox"])

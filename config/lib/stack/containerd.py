@@ -64,7 +64,7 @@ RUNTIME = """\
       runtime_type = '{runtime_type}'
       sandboxer = 'vmm'
       io_type = 'streaming'
-      privileged_without_host_devices = true
+      privileged_without_host_devices = {without_host_devices}
       snapshotter = '{snapshotter}'
       pod_annotations = ['io.magnetar.*']
       container_annotations = {container_annotations}
@@ -104,14 +104,15 @@ class Containerd:
     """containerd from the folder `programs`, with one runtime handler per entry of `handlers`
     (handler name -> snapshotter), which all use the sandboxer that listens on `sandboxer`. `registry`: the
     address of the one registry that images of every name are pulled from. `container_annotations`: patterns of those
-    that reach a container's spec."""
+    that reach a container's spec. `host_devices`: handlers whose privileged containers containerd gives every device
+    of the host."""
 
     def __init__(self, programs, run_dir, data_dir, netns, sandboxer, shim_dir, handlers, log_level="info", mtu=1500,
-                 snapshotter="overlayfs", registry="", container_annotations=()):
+                 snapshotter="overlayfs", registry="", container_annotations=(), host_devices=()):
         self.run, self.data, self.netns = pathlib.Path(run_dir), pathlib.Path(data_dir), netns
         self.programs = pathlib.Path(programs)
         self.snapshotter, self.registry = snapshotter, registry
-        self.container_annotations = list(container_annotations)
+        self.container_annotations, self.host_devices = list(container_annotations), host_devices
         self.socket = self.run / "containerd.sock"
         self.config = self.run / "containerd.toml"
         self._settings = (sandboxer, handlers, log_level, mtu)
@@ -138,9 +139,10 @@ class Containerd:
         self.config.write_text(CONFIG.format(
             run=self.run, data=self.data, socket=self.socket, log_level=log_level, sandboxer=sandboxer, pause=PAUSE_IMAGE,
             snapshotter=self.snapshotter, registries=registries,
-            cni_bin=f"bin_dirs = ['{network.plugin_dir()}']", cni_conf=self.run / "cni",
+            cni_bin=f"bin_dirs = ['{network.plugin_dir()}', '{self.run / 'cni'}']", cni_conf=self.run / "cni",
             runtimes="".join(RUNTIME.format(name=name, runtime_type=RUNTIME_TYPE, snapshotter=snapshotter,
-                                            container_annotations=self.container_annotations)
+                                            container_annotations=self.container_annotations,
+                                            without_host_devices=str(name not in self.host_devices).lower())
                              for name, snapshotter in handlers.items())))
 
     def start(self, timeout=60):

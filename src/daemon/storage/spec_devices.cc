@@ -65,8 +65,12 @@ bool IsHarmless(const std::string& type, const Json& device) {
                      });
 }
 
+// containerd gives a privileged container every device that its host has, unless it is told not to.
 absl::Status Refuse(const std::string& device, const char* why) {
-  return absl::FailedPreconditionError(absl::StrCat(device, ": ", why));
+  return absl::FailedPreconditionError(
+      absl::StrCat(device, ": ", why,
+                   "; for privileged containers the handler needs "
+                   "privileged_without_host_devices = true"));
 }
 
 // `name` is for messages.
@@ -85,8 +89,7 @@ absl::Status TakeBlockDevice(Json& device, size_t index, const std::string& name
   if (asked == request.devices.end()) {
     return Refuse(name,
                   "a block device of the host is given to a VM only if CRI's configuration of "
-                  "the container names it; a privileged one's are left out with "
-                  "privileged_without_host_devices = true");
+                  "the container names it");
   }
   const std::string& access = asked->permissions;
   if (access.empty() || access.find_first_not_of("rwm") != std::string::npos) {

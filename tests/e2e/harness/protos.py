@@ -10,7 +10,7 @@ from . import ROOT, settings
 
 FOLDERS = (ROOT / "proto", ROOT / "tests" / "e2e" / "proto")
 FILES = ("wire/wkt", "wire/ttrpc", "containerd/types", "containerd/sandbox", "containerd/task_types", "containerd/task", "cri/runtime",
-         "containerd/tasks", "cri/service")
+         "containerd/tasks", "cri/service", "containerd/containers", "containerd/container_update")
 
 
 def _generated():

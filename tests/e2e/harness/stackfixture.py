@@ -21,6 +21,8 @@ MTU = 1400
 # A handler whose VMs have a size of their own, and what all of the others' pods may ask for.
 SIZED = "magnetar-sized"
 SIZES = {"vm": {"annotations": ["vcpus", "memory_mib"]}, f"handlers.{SIZED}": {"vcpus": 2, "memory_mib": 640, "annotations": []}}
+# A handler for whose privileged containers containerd names every device of the host.
+HOST_DEVICES = "magnetar-host-devices"
 # What containerd passes on of a container's; the second are those that command crun.
 ANNOTATIONS = ["io.magnetar.*", "run.oci.*"]
 # CRI's NamespaceMode CONTAINER, which the kubelet asks for unless a pod shares its processes.
@@ -178,11 +180,11 @@ class Stack:
         self.daemon = sandboxer.Sandboxer(settings.BUILD, settings.GUEST, self.run_dir, self.netns, socket,
                                            {**SIZES, **(daemon_settings or {})})
         handlers = {f"magnetar{suffix}": snapshotter for suffix, snapshotter in SNAPSHOTTERS.items()}
-        handlers[SIZED] = "overlayfs"
+        handlers[SIZED] = handlers[HOST_DEVICES] = "overlayfs"
         shim_dir = self.daemon.program("containerd-shim-magnetar-v1").parent
         self.containerd = containerd.Containerd(settings.tool(containerd_tool), self.run_dir, self.data_dir, self.netns,
                                                 self.daemon.socket, shim_dir, handlers, "debug", MTU, registry=registry,
-                                                container_annotations=ANNOTATIONS)
+                                                container_annotations=ANNOTATIONS, host_devices=[HOST_DEVICES])
         self.crictl = crictl.Crictl(settings.tool("crictl") / "crictl", socket, self.netns, self.run_dir / "crictl")
         self.host = Host(self.run_dir, self.data_dir, self.netns, self.cgroup, [self.daemon.service, self.containerd.service])
 
