@@ -257,10 +257,18 @@ TEST_F(SupervisorTest, WaitersHearOfAKilledVmm) {
   AddGuest("echo");
   Start();
   ASSERT_TRUE(WaitReady().ok());
+  std::optional<absl::StatusOr<v1::WaitExitResponse>> answer;
+  asio::co_spawn(
+      context_,
+      client_->Call<v1::WaitExitResponse>("magnetar.supervisor.v1.Supervisor", "WaitExit",
+                                          v1::WaitExitRequest(), std::chrono::seconds(20)),
+      [&](std::exception_ptr, auto response) { answer = std::move(response); });
+  // Its answer says that the call before it has arrived.
   const pid_t pid = PidOf("vmm");
-  std::thread killer([pid] { ::kill(pid, SIGKILL); });
-  auto exit = Call<v1::WaitExitResponse>("WaitExit", v1::WaitExitRequest());
-  killer.join();
+  EXPECT_FALSE(answer.has_value());
+  ::kill(pid, SIGKILL);
+  RunUntil(context_, [&] { return answer.has_value(); });
+  const auto& exit = *answer;
   ASSERT_TRUE(exit.ok()) << exit.status();
   EXPECT_EQ(exit->exit().status(), 137u);
   EXPECT_EQ(exit->exit().reason(), "vmm: killed by SIGKILL");

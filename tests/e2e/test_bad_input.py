@@ -4,11 +4,11 @@ import os
 import pathlib
 import re
 import socket
-import subprocess
 
 import grpc
 import pytest
 
+from harness import guestprogram
 from harness.controller import Controller
 from harness.cri import Cri
 from stack.crictl import CrictlError
@@ -196,10 +196,7 @@ def test_updates_that_cannot_be(stack, pod, resources):
 
 @pytest.fixture(scope="module")
 def prober(tmp_path_factory):
-    program = tmp_path_factory.mktemp("prober") / "dial-vsock"
-    source = pathlib.Path(__file__).parent / "guest" / "dial_vsock.c"
-    subprocess.run(["gcc", "-static", "-O1", "-Wall", "-Werror", "-o", program, source], check=True)
-    return program.read_bytes()
+    return guestprogram.build("dial_vsock", tmp_path_factory.mktemp("prober")).read_bytes()
 
 
 PRIVILEGED = {"linux": {"security_context": {"privileged": True}}}

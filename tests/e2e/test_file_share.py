@@ -4,10 +4,10 @@ import json
 import os
 import pathlib
 import socket
-import subprocess
 
 import pytest
 
+from harness import guestprogram
 from harness.host import descriptors
 from stack.services import wait_until
 
@@ -50,10 +50,7 @@ def test_the_back_end_is_the_one_that_is_configured(pod, request):
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
-    path = tmp_path_factory.mktemp("program") / "files"
-    source = pathlib.Path(__file__).parent / "guest" / "files.c"
-    subprocess.run(["gcc", "-static", "-O1", "-Wall", "-Werror", "-o", path, source], check=True)
-    return path
+    return guestprogram.build("files", tmp_path_factory.mktemp("program"))
 
 
 def test_what_programs_do_with_files(pod, program, tmp_path):

@@ -78,7 +78,8 @@ def small_snapshots():
     """A stack whose containers write to a disk of 128 MiB, which all of them share: overlayfs has no limit of its own."""
     stack = Stack()
     try:
-        snapshots = stack.containerd.data / "root" / "io.containerd.snapshotter.v1.overlayfs"
+        # Not the snapshotter's database, which is beside it.
+        snapshots = stack.containerd.data / "root" / "io.containerd.snapshotter.v1.overlayfs" / "snapshots"
         snapshots.mkdir(parents=True)
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SNAPSHOTS_SIZE}", "none", snapshots], check=True)
         yield stack.start()
@@ -88,19 +89,27 @@ def small_snapshots():
 
 def test_full_root_file_system_of_overlayfs(small_snapshots):
     """Whoever fills it is told so, and so is everybody else who writes; what is deleted is room again; the pod can go while it is full."""
-    with small_snapshots.pod() as pod:
-        greedy, other = pod.shell(), pod.shell()
+    with small_snapshots.pod() as first:
+        first.shell()
+    before = small_snapshots.snapshot()
+    pod = small_snapshots.new_pod()
+    greedy, other = pod.shell(), pod.shell()
+
+    def fill():
         filling = greedy.exec("sh", "-c", "cat /dev/zero > /full", check=False)
         assert filling.returncode == 1 and re.search(FULL, filling.stderr), filling
-        late = other.exec("dd", "if=/dev/zero", "of=/more", "bs=1M", "count=1", check=False)
-        assert late.returncode != 0 and re.search(FULL, late.stderr), late
-        assert other.output("echo", "still here") == "still here\n"
-        greedy.output("rm", "/full")
-        # The file server holds what is deleted until it hears that the guest does not any more.
-        writes = lambda: greedy.exec("sh", "-c", "echo again > /file && cat /file", check=False).stdout  # noqa: E731
-        wait_until(lambda: writes() == "again\n", 30, "nothing can be written")
-        assert other.output("sh", "-c", "head -c 1000000 /dev/zero > /more && wc -c < /more") == "1000000\n"
-        assert greedy.exec("sh", "-c", "cat /dev/zero > /full", check=False).returncode == 1
-        greedy.stop(0)
-        greedy.remove()
+
+    fill()
+    late = other.exec("dd", "if=/dev/zero", "of=/more", "bs=1M", "count=1", check=False)
+    assert late.returncode != 0 and re.search(FULL, late.stderr), late
+    assert other.output("echo", "still here") == "still here\n"
+    greedy.output("rm", "/full")
+    # The file server holds what is deleted until it hears that the guest does not any more.
+    writes = lambda: greedy.exec("sh", "-c", "echo again > /file && cat /file", check=False).stdout  # noqa: E731
+    wait_until(lambda: writes() == "again\n", 30, "nothing can be written")
+    assert other.output("sh", "-c", "head -c 1000000 /dev/zero > /more && wc -c < /more") == "1000000\n"
+    fill()
+    pod.stop()
+    pod.remove()
     assert small_snapshots.pods() == []
+    small_snapshots.check_unchanged(before)

@@ -104,13 +104,12 @@ def test_in_the_middle_of_its_start(own_stack, before, cri):
 
 
 def test_in_the_middle_of_the_controllers_start(own_stack, before):
-    controller = Controller(own_stack.daemon.socket)
-    controller.call("Create", sandbox_id="short")
-    call = controller.future("Start", timeout=120, sandbox_id="short")
-    code, message = answer("Start", call, kill_the_new_one(own_stack))
-    assert code == "FAILED_PRECONDITION" and "VM ended: qemu: killed by SIGKILL" in message, (code, message)
-    assert controller.code("Status", sandbox_id="short")[0] == "NOT_FOUND"
-    controller.close()
+    with contextlib.closing(Controller(own_stack.daemon.socket)) as controller:
+        controller.call("Create", sandbox_id="short")
+        call = controller.future("Start", timeout=120, sandbox_id="short")
+        code, message = answer("Start", call, kill_the_new_one(own_stack))
+        assert code == "FAILED_PRECONDITION" and "VM ended: qemu: killed by SIGKILL" in message, (code, message)
+        assert controller.code("Status", sandbox_id="short")[0] == "NOT_FOUND"
     own_stack.check_unchanged(before)
 
 

@@ -105,14 +105,16 @@ class Containerd:
     (handler name -> snapshotter), which all use the sandboxer that listens on `sandboxer`. `registry`: the
     address of the one registry that images of every name are pulled from. `container_annotations`: patterns of those
     that reach a container's spec. `host_devices`: handlers whose privileged containers containerd gives every device
-    of the host."""
+    of the host. `cni_folders`: of more plugins."""
 
     def __init__(self, programs, run_dir, data_dir, netns, sandboxer, shim_dir, handlers, log_level="info", mtu=1500,
-                 snapshotter="overlayfs", registry="", container_annotations=(), host_devices=()):
+                 snapshotter="overlayfs", registry="", container_annotations=(), host_devices=(),
+                 cni_folders=()):
         self.run, self.data, self.netns = pathlib.Path(run_dir), pathlib.Path(data_dir), netns
         self.programs = pathlib.Path(programs)
         self.snapshotter, self.registry = snapshotter, registry
         self.container_annotations, self.host_devices = list(container_annotations), host_devices
+        self.cni_folders = [str(folder) for folder in cni_folders]
         self.socket = self.run / "containerd.sock"
         self.config = self.run / "containerd.toml"
         self._settings = (sandboxer, handlers, log_level, mtu)
@@ -139,7 +141,7 @@ class Containerd:
         self.config.write_text(CONFIG.format(
             run=self.run, data=self.data, socket=self.socket, log_level=log_level, sandboxer=sandboxer, pause=PAUSE_IMAGE,
             snapshotter=self.snapshotter, registries=registries,
-            cni_bin=f"bin_dirs = ['{network.plugin_dir()}', '{self.run / 'cni'}']", cni_conf=self.run / "cni",
+            cni_bin=f"bin_dirs = {[network.plugin_dir(), *self.cni_folders]}", cni_conf=self.run / "cni",
             runtimes="".join(RUNTIME.format(name=name, runtime_type=RUNTIME_TYPE, snapshotter=snapshotter,
                                             container_annotations=self.container_annotations,
                                             without_host_devices=str(name not in self.host_devices).lower())

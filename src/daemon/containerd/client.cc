@@ -48,8 +48,9 @@ struct Call {
 };
 
 // Hands a finished call from gRPC's thread to the executor of the coroutine that waits for it.
-// The call goes with it: it holds the channel, and the last to give up a channel ends gRPC's
-// threads and joins them, which one of them cannot do (grpc 1.51, CallbackAlternativeCQ::Unref).
+// The call goes with it, for it holds the channel: where that is the process's last channel or
+// server, whoever lets it go ends gRPC's threads and joins them, which one of them cannot do (grpc
+// 1.51, CallbackAlternativeCQ::Unref). The executor's context outlives the call.
 template <typename Handler>
 class Completion {
  public:

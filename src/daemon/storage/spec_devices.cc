@@ -65,31 +65,37 @@ bool IsHarmless(const std::string& type, const Json& device) {
                      });
 }
 
-// containerd gives a privileged container every device that its host has, unless it is told not to.
-absl::Status Refuse(const std::string& device, const char* why) {
-  return absl::FailedPreconditionError(
-      absl::StrCat(device, ": ", why,
-                   "; for privileged containers the handler needs "
-                   "privileged_without_host_devices = true"));
-}
-
-// `name` is for messages.
-absl::Status TakeBlockDevice(Json& device, size_t index, const std::string& name,
-                             const std::string& path, const SpecRequest& request,
-                             RewrittenSpec& result) {
-  const std::optional<Numbers> numbers = FindNumbers(device);
-  if (!numbers.has_value()) {
-    return absl::InvalidArgumentError(absl::StrCat(name, ": no numbers of a device"));
-  }
+// What CRI's configuration of the container says of the device at `path`, if it names it.
+const RequestedDevice* FindRequest(const SpecRequest& request, const std::string& path) {
   const auto asked = std::find_if(request.devices.begin(), request.devices.end(),
                                   [place = CleanPath(path)](const RequestedDevice& wanted) {
                                     return !wanted.container_path.empty() &&
                                            CleanPath(wanted.container_path) == place;
                                   });
-  if (asked == request.devices.end()) {
+  return asked == request.devices.end() ? nullptr : &*asked;
+}
+
+// A device that nobody asked for comes from containerd, which gives a privileged container every
+// one that its host has, unless it is told not to.
+absl::Status Refuse(const std::string& device, const char* why, const RequestedDevice* asked) {
+  const char* advice = asked != nullptr ? ""
+                                        : "; for privileged containers the handler needs "
+                                          "privileged_without_host_devices = true";
+  return absl::FailedPreconditionError(absl::StrCat(device, ": ", why, advice));
+}
+
+// `name` is for messages; `asked` may be null.
+absl::Status TakeBlockDevice(Json& device, size_t index, const std::string& name,
+                             const RequestedDevice* asked, RewrittenSpec& result) {
+  const std::optional<Numbers> numbers = FindNumbers(device);
+  if (!numbers.has_value()) {
+    return absl::InvalidArgumentError(absl::StrCat(name, ": no numbers of a device"));
+  }
+  if (asked == nullptr) {
     return Refuse(name,
                   "a block device of the host is given to a VM only if CRI's configuration of "
-                  "the container names it");
+                  "the container names it",
+                  asked);
   }
   const std::string& access = asked->permissions;
   if (access.empty() || access.find_first_not_of("rwm") != std::string::npos) {
@@ -161,11 +167,12 @@ absl::Status RewriteDevices(Json& linux_section, const SpecRequest& request,
     absl::StatusOr<std::string> type = FindString(device, where, "type");
     if (!type.ok()) return type.status();
     const std::string name = absl::StrCat(where, " ", absl::CHexEscape(*path));
+    const RequestedDevice* asked = FindRequest(request, *path);
     if (*type == "b") {
-      MAGNETAR_RETURN_IF_ERROR(TakeBlockDevice(device, i, name, *path, request, result));
+      MAGNETAR_RETURN_IF_ERROR(TakeBlockDevice(device, i, name, asked, result));
     } else if (!IsHarmless(*type, device)) {
-      return Refuse(name,
-                    "of the host's devices only block devices can be given to a VM, as disks");
+      return Refuse(name, "of the host's devices only block devices can be given to a VM, as disks",
+                    asked);
     }
   }
   return DropBlockRules(linux_section, result);

@@ -66,6 +66,19 @@ TEST(SpecDevicesTest, BlockDevicesThatWereAskedFor) {
   EXPECT_TRUE(Rewrite(spec, request).result.devices[0].read_only());
 }
 
+// Whoever has asked for a device is not told how to get rid of those that nobody did.
+TEST(SpecDevicesTest, ACharacterDeviceThatWasAskedFor) {
+  Json spec = Spec();
+  spec["linux"]["devices"] =
+      Json::parse(R"([{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}])");
+  SpecRequest request = Request();
+  request.devices = {{"/dev/fuse", "/dev/fuse", "rwm"}};
+  const Outcome out = Rewrite(spec, request);
+  EXPECT_EQ(out.status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(out.status.message()),
+              testing::EndsWith("only block devices can be given to a VM, as disks"));
+}
+
 TEST(SpecDevicesTest, HugePages) {
   Json spec = Spec();
   SpecRequest request = Request();

@@ -370,7 +370,9 @@ TEST(SpecRewriteTest, Refusals) {
          s["linux"]["devices"] =
              Json::parse(R"([{"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232}])");
        },
-       kRefused, "linux.devices[0] /dev/kvm: of the host's devices only block devices"},
+       kRefused,
+       "linux.devices[0] /dev/kvm: of the host's devices only block devices can be given to a VM, "
+       "as disks; for privileged containers the handler needs privileged_without_host_devices"},
       {"block device that nobody asked for, with a harmless number",
        [](Json& s) {
          s["linux"]["devices"] =

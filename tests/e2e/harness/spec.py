@@ -14,13 +14,14 @@ def change(socket, container_id, edit):
     containers, update = protos.load("containerd/containers", "containerd/container_update")
     with grpc.insecure_channel(f"unix://{socket}") as channel:
 
-        def call(method, request):
+        def call(method, request, response):
             rpc = channel.unary_unary(SERVICE + method, request_serializer=lambda message: message.SerializeToString(),
-                                      response_deserializer=containers.GetContainerResponse.FromString)
+                                      response_deserializer=response.FromString)
             return rpc(request, timeout=60, metadata=(("containerd-namespace", "k8s.io"),)).container
 
-        container = call("Get", containers.GetContainerRequest(id=container_id))
+        container = call("Get", containers.GetContainerRequest(id=container_id), containers.GetContainerResponse)
         spec = json.loads(container.spec.value)
         edit(spec)
         container.spec.value = json.dumps(spec).encode()
-        call("Update", update.UpdateContainerRequest(container=container, update_mask=update.FieldMask(paths=["spec"])))
+        changed = update.UpdateContainerRequest(container=container, update_mask=update.FieldMask(paths=["spec"]))
+        call("Update", changed, update.UpdateContainerResponse)

@@ -184,7 +184,8 @@ class Stack:
         shim_dir = self.daemon.program("containerd-shim-magnetar-v1").parent
         self.containerd = containerd.Containerd(settings.tool(containerd_tool), self.run_dir, self.data_dir, self.netns,
                                                 self.daemon.socket, shim_dir, handlers, "debug", MTU, registry=registry,
-                                                container_annotations=ANNOTATIONS, host_devices=[HOST_DEVICES])
+                                                container_annotations=ANNOTATIONS, host_devices=[HOST_DEVICES],
+                                                cni_folders=[self.run_dir / "cni.plugins"])
         self.crictl = crictl.Crictl(settings.tool("crictl") / "crictl", socket, self.netns, self.run_dir / "crictl")
         self.host = Host(self.run_dir, self.data_dir, self.netns, self.cgroup, [self.daemon.service, self.containerd.service])
 
