@@ -60,6 +60,8 @@ def test_a_vm_that_dies(own_stack, tmp_path):
     with own_stack.pod() as pod, listen(own_stack, tmp_path) as events:
         running, ended = pod.run("/bin/sleep", "infinity"), pod.run("/bin/sh", "-c", "exit 3")
         events.wait(ended.id, "delete")
+        # containerd has heard of it, too: what it does not know then, it learns by and by.
+        assert ended.wait_exit() == 3
         os.kill(pod.vmm(), signal.SIGKILL)
         told = events.wait(running.id, "delete")
         assert [topic for topic, _ in told] == ["create", "start", "exit", "delete"]
