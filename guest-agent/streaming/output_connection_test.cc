@@ -7,6 +7,10 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <boost/asio/buffer.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/posix/stream_descriptor.hpp>
+#include <boost/asio/write.hpp>
 #include <cerrno>
 #include <csignal>
 #include <optional>
@@ -152,13 +156,11 @@ TEST_P(OutputConnectionTest, CarriesAllOfItAndTheEnd) {
   std::string data;
   for (int i = 0; data.size() < 3 << 20; ++i) data += std::to_string(i) + " ";
   std::thread writer([&] {
-    ::fcntl(write_.get(), F_SETFL, 0);
-    for (size_t at = 0; at < data.size();) {
-      const ssize_t n = ::write(write_.get(), data.data() + at, data.size() - at);
-      if (n <= 0) break;
-      at += static_cast<size_t>(n);
-    }
-    write_.reset();
+    asio::io_context own;
+    asio::posix::stream_descriptor out(own, write_.release());
+    boost::system::error_code error;
+    asio::write(out, asio::buffer(data), error);
+    EXPECT_FALSE(error) << error.message();
   });
   EXPECT_TRUE(Read(host, data.size()) == data);
   writer.join();

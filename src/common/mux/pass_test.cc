@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/experimental/awaitable_operators.hpp>
+#include <boost/asio/posix/stream_descriptor.hpp>
 #include <cerrno>
 #include <csignal>
 #include <thread>
@@ -33,13 +34,11 @@ TEST_F(MuxTest, APassedDescriptorIsReadInTheUsersPlace) {
   UniqueFd pipe = PassPipe(far);
   const std::string data = Pattern(4 << 20, 7);
   std::thread writer([&] {
-    ::fcntl(pipe.get(), F_SETFL, 0);
-    for (size_t at = 0; at < data.size();) {
-      const ssize_t n = ::write(pipe.get(), data.data() + at, data.size() - at);
-      if (n <= 0) break;
-      at += static_cast<size_t>(n);
-    }
-    pipe.reset();
+    asio::io_context own;
+    asio::posix::stream_descriptor out(own, pipe.release());
+    boost::system::error_code error;
+    asio::write(out, asio::buffer(data), error);
+    EXPECT_FALSE(error) << error.message();
   });
   EXPECT_TRUE(RunFor(io_, ReadToEnd(near)) == "first " + data);
   writer.join();

@@ -54,17 +54,14 @@ struct Call {
 template <typename Handler>
 class Completion {
  public:
-  Completion(Handler handler, std::shared_ptr<void> call)
-      : handler_(std::move(handler)),
-        work_(asio::get_associated_executor(handler_)),
-        call_(std::move(call)) {}
+  explicit Completion(Handler handler)
+      : handler_(std::move(handler)), work_(asio::get_associated_executor(handler_)) {}
 
-  static void Run(std::shared_ptr<Completion> self) {
+  static void Run(std::shared_ptr<Completion> self, std::shared_ptr<void> call) {
     auto executor = self->work_.get_executor();
-    asio::post(executor, [self = std::move(self)]() mutable {
+    asio::post(executor, [self = std::move(self), call = std::move(call)]() mutable {
       self->work_.reset();
       Handler handler = std::move(self->handler_);
-      const auto call = std::move(self->call_);
       self.reset();
       asio::get_associated_cancellation_slot(handler).clear();
       std::move(handler)();
@@ -74,7 +71,6 @@ class Completion {
  private:
   Handler handler_;
   asio::executor_work_guard<asio::associated_executor_t<Handler>> work_;
-  std::shared_ptr<void> call_;
 };
 
 template <typename Request, typename Response>
@@ -92,12 +88,11 @@ Co<absl::StatusOr<Response>> Invoke(std::shared_ptr<grpc::Channel> channel, std:
       slot.assign([call](asio::cancellation_type) { call->context.TryCancel(); });
     }
     using Handler = decltype(handler);
-    auto completion = std::make_shared<Completion<Handler>>(std::move(handler), call);
+    auto completion = std::make_shared<Completion<Handler>>(std::move(handler));
     call->stub.UnaryCall(&call->context, method, grpc::StubOptions(), &call->request,
-                         &call->response,
-                         [status = &call->status, completion](grpc::Status result) mutable {
-                           *status = std::move(result);
-                           Completion<Handler>::Run(std::move(completion));
+                         &call->response, [call, completion](grpc::Status status) mutable {
+                           call->status = std::move(status);
+                           Completion<Handler>::Run(std::move(completion), std::move(call));
                          });
   };
   auto done = asio::async_initiate<const asio::use_awaitable_t<>, void()>(std::move(start),
